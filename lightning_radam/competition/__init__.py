@@ -1,0 +1,1 @@
+"""What a competitor needs and should not have to edit."""

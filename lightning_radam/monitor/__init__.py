@@ -1,0 +1,1 @@
+"""Instability monitoring: signals from the device, detectors on the host, incidents on disk."""

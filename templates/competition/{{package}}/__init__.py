@@ -1,0 +1,1 @@
+"""One competition: settings, data, model, and the verbs that lead to a submission."""
