@@ -15,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args, overload
+from typing import Any, NamedTuple, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from lightning_radam.rectification import Variant, is_rectified, r_t, rho_inf
 __all__ = ["RAdam"]
 
 Group: TypeAlias = dict[str, Any]
-Kernel: TypeAlias = Literal["fused", "foreach", "single"]
+# A parameter's step, value, gradient, first, second and (amsgrad) largest second moment.
+Row: TypeAlias = list[Tensor]
 # One number on the host, one on the device, or one on the device for each tensor. (Any of them
 # fits the same torch._foreach function, but PyTorch declares an overload for each.)
 Scalar: TypeAlias = Any
@@ -43,6 +44,74 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class RAdam(Optimizer):
+    r"""Rectified Adam, on PyTorch's fused Adam kernels.
+
+    Update t of a parameter w with gradient g (`eps` and the rest as in `variant="torch"`):
+
+    .. math::
+        m &= \beta_1 m + (1 - \beta_1) g                                                    \\
+        v &= \beta_2 v + (1 - \beta_2) g^2                                                  \\
+        w &= w - lr \cdot wd \cdot w                                                        \\
+        w &= w - lr \frac{m}{1 - \beta_1^t} \cdot
+             r_t \frac{\sqrt{1 - \beta_2^t}}{\sqrt{v} + eps}       \quad (\rho_t > 5)     \\
+        w &= w - lr \frac{m}{1 - \beta_1^t}                        \quad (\rho_t \le 5)
+
+    with rho_t and r_t of `lightning_radam.rectification`.
+
+    Differs from torch.optim.RAdam: weight decay is decoupled unless told otherwise, `variant` and
+    `amsgrad` are new, the fused kernels are used where the device has them (2 to 5 times faster,
+    no temporaries), and `differentiable` is left out. State and step counts are the same, so
+    `state_dict` goes back and forth with torch.optim.RAdam and AdamW in mid-training.
+
+    Args:
+        params: parameters, named parameters or parameter groups; a group may have its own value of
+            every argument below.
+        lr: learning rate, 0 or more; a tensor of one element is read where it lies.
+        betas: decay of the averages of the gradient and of its square, each in [0, 1).
+        eps: added to the denominator, 0 or more, in units of the gradient.
+        weight_decay: strength of the weight decay, 0 or more.
+        variant: the reference that is followed to the last bits. `"torch"`: torch.optim.RAdam.
+            `"liu2019"`: the authors' code, which before rectification (here rho_t >= 5) updates the
+            averages but not the parameter. `"keras"`: keras-radam, rectified from rho_t >= 5, eps
+            added after bias correction, to sqrt(v / (1 - beta2^t)); its own default is eps=1e-7.
+        decoupled_weight_decay: decay the parameter by lr * weight_decay (AdamW) instead of adding
+            weight_decay * w to the gradient (L2).
+        amsgrad: divide by the largest v so far. The references know it only in `"keras"`.
+        maximize: ascend.
+        fused: True demands the fused kernels, False excludes them, None takes them where they are.
+        foreach: the same for the foreach kernels, which are second choice; where there are neither,
+            tensors are updated one at a time.
+        capturable: keep the step count on the device, so that `step` can be captured in a CUDA
+            graph. Slower outside of one; takes the foreach kernels.
+
+    Attributes:
+        found_inf: None, or a float32 tensor of one element. Where it is 1, `step` drops the update:
+            parameters, averages and step counts stay as they are. Fused kernels read it on the
+            device; the step counts are put right at the next `step` or `state_dict`, once it has
+            arrived on the host, so nobody waits for it.
+
+    Raises:
+        ValueError, TypeError: a setting is out of its range or of another type.
+        RuntimeError: two settings exclude each other; in `step`, a gradient is sparse, or fused
+            kernels are demanded for a device without them.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = RAdam([weight], lr=0.1)
+        >>> for _ in range(200):
+        ...     optimizer.zero_grad()
+        ...     loss = (weight**2).sum()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> bool(loss < 0.01)
+        True
+
+    Source:
+        Liu et al. 2019, arXiv:1908.03265, algorithm 2.
+    """
+
+    found_inf: Tensor | None = None
+
     def __init__(
         self,
         params: ParamsT,
@@ -74,6 +143,8 @@ class RAdam(Optimizer):
         }
         _check(defaults)
         super().__init__(params, defaults)
+        # Step counts, the flag that may take one back, and the event of its arrival on the host.
+        self._undecided: list[tuple[list[Tensor], Tensor, torch.Event]] = []
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a parameter group; its settings are checked like the constructor's."""
@@ -86,6 +157,7 @@ class RAdam(Optimizer):
         # Called by unpickling and by load_state_dict. The groups may come from torch.optim.RAdam or
         # AdamW, which have no variant, and the steps from where these kept them.
         super().__setstate__(state)
+        self._undecided = []
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -116,39 +188,88 @@ class RAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._settle()
         for group in self.param_groups:
-            for (kernel, step, *_), rows in self._buckets(group).items():
-                _UPDATES[kernel](_Bucket(*map(list, zip(*rows, strict=True))), step, group)
+            for step, rows in self._buckets(group):
+                self._update(rows, step, group)
         return loss
 
-    def _buckets(self, group: Group) -> dict[tuple[Any, ...], list[list[Tensor]]]:
-        """Sort the parameters that have a gradient by what one kernel call has in common.
+    def state_dict(self) -> dict[str, Any]:
+        """The state, under the names of torch.optim.RAdam."""
+        self._settle()
+        return super().state_dict()
 
-        Parameters can be at different steps, since one without a gradient does not advance; each
-        step has scalars of its own. Under `capturable` the step is on the device and unread.
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return super().__getstate__()
+
+    def _buckets(self, group: Group) -> list[tuple[int, list[Row]]]:
+        """Sort the parameters that have a gradient by what one kernel call must have in common.
+
+        They can be at different steps, since a parameter without a gradient does not advance, and
+        each step has scalars of its own. Under `capturable` the steps lie on the device and all
+        count as 0, unread.
+
+        This loop is all the work per parameter on the host: for small tensors, it is the cost.
         """
-        buckets: defaultdict[tuple[Any, ...], list[list[Tensor]]] = defaultdict(list)
+        buckets: defaultdict[tuple[Any, ...], list[Row]] = defaultdict(list)
+        amsgrad, capturable = group["amsgrad"], group["capturable"]
         for param in group["params"]:
-            if param.grad is None:
+            grad = param.grad
+            if grad is None:
                 continue
+            if grad.layout is not torch.strided:
+                raise _sparse_error(param, grad)
             state = self.state[param]
-            if "step" not in state or group["amsgrad"]:
+            if "step" not in state or amsgrad:
                 _complete(state, param, group)
-            row = _row(param, state, group)
-            step = None if group["capturable"] else int(state["step"]) + 1
-            buckets[_kernel(row, group), step, param.device, param.dtype].append(row)
-        return buckets
+            row = [state["step"], param, grad, state["exp_avg"], state["exp_avg_sq"]]
+            if amsgrad:
+                row.append(state["max_exp_avg_sq"])
+            step = 0 if capturable else int(row[0]) + 1
+            buckets[step, type(param), param.device, param.dtype].append(row)
+        return [(step, rows) for (step, *_), rows in buckets.items()]
 
+    def _update(self, rows: list[Row], step: int, group: Group) -> None:
+        """Update parameters that are alike in type, device, dtype and step."""
+        param = rows[0][1]
+        if type(param) not in _PLAIN:
+            rows = [[_local(tensor) for tensor in row] for row in rows]
+        if param.is_complex():
+            rows = [[row[0], *map(torch.view_as_real, row[1:])] for row in rows]
+        for kernel, chosen in _kernels(rows, group):
+            steps, *tensors = map(list, zip(*chosen, strict=True))
+            if kernel == "fused":
+                _advance(steps)
+                _update_fused(*tensors, step=step, group=group, found_inf=self.found_inf)
+                self._take_back(steps)
+            elif self.found_inf is None or not self.found_inf.item():
+                _advance(steps)
+                scalars = (
+                    _device_scalars(steps, group)
+                    if group["capturable"]
+                    else _host_scalars(step, group)
+                )
+                _update_foreach(*tensors, scalars=scalars, group=group)
 
-class _Bucket(NamedTuple):
-    """The tensors of one kernel call: same device, dtype, step and group."""
+    def _take_back(self, steps: list[Tensor]) -> None:
+        """Undo the count of an update that `found_inf` drops, as soon as the host can know."""
+        if self.found_inf is None:
+            return
+        flag = self.found_inf.reshape(())
+        if flag.is_cpu:
+            torch._foreach_add_(steps, flag, alpha=-1)
+            return
+        arriving = flag.to("cpu", non_blocking=True)
+        arrival = torch.accelerator.current_stream(flag.device).record_event()
+        self._undecided.append((steps, arriving, arrival))
 
-    params: list[Tensor]
-    grads: list[Tensor]
-    exp_avgs: list[Tensor]
-    exp_avg_sqs: list[Tensor]
-    steps: list[Tensor]
-    max_exp_avg_sqs: list[Tensor] = []  # noqa: RUF012  (never written to)
+    def _settle(self) -> None:
+        """Undo the counts of earlier updates that were dropped on the device."""
+        for steps, flag, arrival in self._undecided:
+            arrival.synchronize()
+            torch._foreach_add_(steps, flag, alpha=-1)
+        self._undecided.clear()
 
 
 def _step_device(param: Tensor, group: Group) -> torch.device:
@@ -157,9 +278,8 @@ def _step_device(param: Tensor, group: Group) -> torch.device:
 
 
 def _complete(state: dict[str, Any], param: Tensor, group: Group) -> None:
-    """Create what is missing of a parameter's state, under torch.optim.RAdam's names."""
-    names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
-    for name in names:
+    """Create what is missing of a parameter's state."""
+    for name in ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]:
         if name not in state:
             state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
     if "step" not in state:
@@ -167,102 +287,105 @@ def _complete(state: dict[str, Any], param: Tensor, group: Group) -> None:
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
 
 
-def _row(param: Tensor, state: dict[str, Any], group: Group) -> list[Tensor]:
-    """One parameter's tensors, in `_Bucket`'s order, as plain real tensors of this process."""
-    grad = param.grad
-    assert grad is not None
-    if grad.layout is not torch.strided:
-        raise RuntimeError(
-            f"RAdam does not support sparse gradients, and a parameter of shape "
-            f"{tuple(param.shape)} has one of layout {grad.layout}. Use sparse=False in "
-            "nn.Embedding, or give that parameter to torch.optim.SparseAdam."
-        )
-    row = [param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"]]
-    if group["amsgrad"]:
-        row.append(state["max_exp_avg_sq"])
-    if type(param) not in _PLAIN:
-        row = [_local(tensor) for tensor in row]
-    if param.is_complex():
-        row = [torch.view_as_real(t) if t.is_complex() else t for t in row]
-    return row
-
-
 def _local(tensor: Tensor) -> Tensor:
     """This process' shard of a DTensor: the update is elementwise, so no rank needs another's."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def _kernel(row: list[Tensor], group: Group) -> Kernel:
-    param = row[0]
-    device = param.device.type
-    plain = type(param) in _PLAIN
+def _advance(steps: list[Tensor]) -> None:
+    # The number 1 would be made a tensor for each step: seven times slower on a CPU.
+    torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1)
+
+
+def _kernels(rows: list[Row], group: Group) -> list[tuple[str, list[Row]]]:
+    """Divide the rows into kernel calls: the fastest that is allowed and right."""
+    _, param, *_ = rows[0]
+    device, plain = param.device.type, type(param) in _PLAIN
     if group["fused"] is not False and not group["foreach"] and not group["capturable"]:
         if plain and device in fused_devices():
-            if _same_layout(row):
-                return "fused"
-        elif group["fused"]:
+            alike = [row for row in rows if _same_layout(row)]
+            if len(alike) == len(rows):
+                return [("fused", rows)]
+            others = [("single", [row]) for row in rows if not _same_layout(row)]
+            return [("fused", alike), *others] if alike else others
+        if group["fused"]:
             raise RuntimeError(
-                f"fused=True, but there is no fused kernel for {type(param).__name__} on "
-                f"{device}. Use fused=None: it takes the fastest kernel there is."
+                f"fused=True, but there is no fused kernel for {type(param).__name__} on {device}. "
+                "Leave fused=None: it takes the fastest kernel there is."
             )
     if group["foreach"] or (group["foreach"] is None and plain and device in foreach_devices()):
-        return "foreach"
-    return "single"
+        return [("foreach", rows)]
+    return [("single", [row]) for row in rows]
 
 
-def _same_layout(row: list[Tensor]) -> bool:
-    """Whether the tensors lie in memory in the same order, as the fused kernels take for granted.
+def _same_layout(row: Row) -> bool:
+    """Whether a fused kernel may walk these tensors in step.
 
-    On a CPU they do not look: a transposed gradient would update the wrong elements.
+    On a CPU it does not look: a transposed gradient would update the wrong elements.
     """
-    strides = row[0].stride()
-    return all(tensor.stride() == strides for tensor in row if tensor is not row[4])
+    _, param, grad, exp_avg, exp_avg_sq, *_ = row
+    strides = param.stride()
+    return grad.stride() == strides and exp_avg.stride() == exp_avg_sq.stride() == strides
 
 
-def _update_fused(bucket: _Bucket, step: int, group: Group) -> None:
+def _update_fused(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor] | None = None,
+    *,
+    step: int,
+    group: Group,
+    found_inf: Tensor | None,
+) -> None:
     beta1, beta2 = group["betas"]
-    lr, eps, decay = group["lr"], group["eps"], group["weight_decay"]
-    if isinstance(lr, Tensor):
-        lr = lr.item() if lr.is_cpu else lr.reshape(())
+    lr, eps, weight_decay = _readable_lr(group), group["eps"], group["weight_decay"]
     if is_rectified(step, beta2, group["variant"]):
         factor = r_t(step, beta2)
-        if group["variant"] != "keras":
+        if group["variant"] != "keras":  # The kernel adds eps after bias correction.
             eps /= math.sqrt(1 - beta2**step)
     elif group["variant"] == "liu2019":
         factor, eps = 0.0, 1.0
     else:
         factor = eps = _DROWNING
+    update = torch._fused_adam_
     if group["decoupled_weight_decay"]:
         update = torch._fused_adamw_
-        # The kernel multiplies it by the learning rate, which has the factor in it.
-        decay = decay / factor if factor else 0.0
-    else:
-        update = torch._fused_adam_
-    _advance(bucket.steps)
-    # The kernel wants each step on the device; one that all share is enough.
-    device_step = torch.full((), step, dtype=torch.float32, device=bucket.params[0].device)
+        # The kernel multiplies it by the learning rate, which carries the factor.
+        weight_decay = weight_decay / factor if factor else 0.0
+    # The kernel wants each tensor's step on the device. They share one.
+    device = params[0].device
+    device_step = torch.full((), step, dtype=torch.float32, device=device)
     update(
-        bucket.params,
-        bucket.grads,
-        bucket.exp_avgs,
-        bucket.exp_avg_sqs,
-        bucket.max_exp_avg_sqs,
-        [device_step] * len(bucket.params),
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        max_exp_avg_sqs or [],
+        [device_step] * len(params),
         amsgrad=group["amsgrad"],
         lr=lr * factor,
         beta1=beta1,
         beta2=beta2,
-        weight_decay=decay,
+        weight_decay=weight_decay,
         eps=eps,
         maximize=group["maximize"],
+        found_inf=None if found_inf is None else found_inf.to(device, non_blocking=True),
     )
 
 
-def _update_foreach(bucket: _Bucket, step: int | None, group: Group) -> None:
+def _update_foreach(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    max_exp_avg_sqs: list[Tensor] | None = None,
+    *,
+    scalars: _Scalars,
+    group: Group,
+) -> None:
     beta1, beta2 = group["betas"]
-    params, grads, exp_avgs, exp_avg_sqs, steps, max_exp_avg_sqs = bucket
-    _advance(steps)
-    scalars = _device_scalars(steps, group) if step is None else _host_scalars(step, group)
     if group["maximize"]:
         grads = list(torch._foreach_neg(grads))
     if group["decoupled_weight_decay"]:
@@ -272,10 +395,9 @@ def _update_foreach(bucket: _Bucket, step: int | None, group: Group) -> None:
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
-    if group["amsgrad"]:
+    if max_exp_avg_sqs is not None:
         torch._foreach_maximum_(max_exp_avg_sqs, exp_avg_sqs)
         exp_avg_sqs = max_exp_avg_sqs
-    # params += exp_avgs * (adaptive / (sqrt(exp_avg_sqs) + eps) + momentum)
     factors = torch._foreach_sqrt(exp_avg_sqs)
     torch._foreach_add_(factors, scalars.eps)
     torch._foreach_div_(factors, scalars.adaptive)
@@ -284,25 +406,8 @@ def _update_foreach(bucket: _Bucket, step: int | None, group: Group) -> None:
     torch._foreach_addcmul_(params, exp_avgs, factors)
 
 
-def _update_single(bucket: _Bucket, step: int | None, group: Group) -> None:
-    for row in zip(*filter(None, bucket), strict=True):
-        _update_foreach(_Bucket(*([tensor] for tensor in row)), step, group)
-
-
-_UPDATES: dict[Kernel, Callable[[_Bucket, Any, Group], None]] = {
-    "fused": _update_fused,
-    "foreach": _update_foreach,
-    "single": _update_single,
-}
-
-
-def _advance(steps: list[Tensor]) -> None:
-    # On a CPU, adding the number 1 would make it a tensor once per step: seven times slower.
-    torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1)
-
-
 class _Scalars(NamedTuple):
-    """The numbers of one update: w = decay w + m (adaptive / (sqrt(v) + eps) + momentum)."""
+    """The numbers of one update: w = decay w + (adaptive / (sqrt(v) + eps) + momentum) m."""
 
     decay: Scalar
     adaptive: Scalar
@@ -312,9 +417,7 @@ class _Scalars(NamedTuple):
 
 def _host_scalars(step: int, group: Group) -> _Scalars:
     beta1, beta2 = group["betas"]
-    lr, eps, variant = group["lr"], group["eps"], group["variant"]
-    if isinstance(lr, Tensor):
-        lr = lr.item() if lr.is_cpu else lr.reshape(())
+    lr, eps, variant = _readable_lr(group), group["eps"], group["variant"]
     root = math.sqrt(1 - beta2**step)
     step_size = lr / (1 - beta1**step)
     decay = 1 - lr * group["weight_decay"]
@@ -350,6 +453,22 @@ def _device_scalars(steps: Sequence[Tensor], group: Group) -> _Scalars:
                 torch.where(rectified | ~moves, 0.0, -step_size),
             )
         )
+    )
+
+
+def _readable_lr(group: Group) -> Any:
+    """The learning rate as a number, or as a scalar tensor where reading it would wait."""
+    lr = group["lr"]
+    if not isinstance(lr, Tensor):
+        return lr
+    return lr.item() if lr.is_cpu else lr.reshape(())
+
+
+def _sparse_error(param: Tensor, grad: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"RAdam does not support sparse gradients: a parameter of shape {tuple(param.shape)} has "
+        f"one of layout {grad.layout}. Use sparse=False in nn.Embedding, or give that parameter "
+        "to torch.optim.SparseAdam."
     )
 
 
