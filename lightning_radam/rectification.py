@@ -45,7 +45,7 @@ def rho_inf(beta2: float) -> float:
         15.0
 
     Source:
-        Liu et al. 2019, equation 5 with t to infinity, and algorithm 2.
+        Liu et al. 2019, section 4.1 and algorithm 2.
     """
     if not 0.0 <= beta2 < 1.0:
         raise ValueError(f"beta2={beta2!r} must lie in [0, 1); the usual value is 0.999.")
@@ -69,10 +69,10 @@ def rho_t(step: int, beta2: float) -> float:
 
     Example:
         >>> [round(rho_t(step, 0.999), 3) for step in (1, 5, 6, 1000)]
-        [1.0, 4.996, 5.994, 834.976]
+        [1.0, 4.996, 5.994, 835.967]
 
     Source:
-        Liu et al. 2019, equation 5.
+        Liu et al. 2019, section 4.1, the solution of equation 3, and algorithm 2.
     """
     longest = rho_inf(beta2)
     if step < 1:
@@ -126,7 +126,7 @@ def r_t(step: int, beta2: float) -> float:
         [0.0, 0.026, 0.5, 0.9]
 
     Source:
-        Liu et al. 2019, equation 7 and algorithm 2.
+        Liu et al. 2019, section 4.2, from equation 4, and algorithm 2.
     """
     length, longest = rho_t(step, beta2), rho_inf(beta2)
     if length <= 4:
@@ -157,13 +157,17 @@ def adaptive_variance(rho: float, sigma: float = 1.0) -> float:
         (0.252, 0.000251)
 
     Source:
-        Liu et al. 2019, theorem 1, equation 3.
+        Liu et al. 2019, theorem 1, equation 1.
     """
     _check_window(rho, sigma)
-    # The paper's 2^(2 rho - 5) B(..)^2 / pi overflows near rho = 500. By Legendre's duplication
-    # formula it is (Gamma(rho/2 - 1/2) / Gamma(rho/2))^2 / 2, of which the logarithm is safe.
-    log_ratio = math.lgamma((rho - 1) / 2) - math.lgamma(rho / 2)
-    return (rho / (rho - 2) - rho / 2 * math.exp(2 * log_ratio)) / sigma**2
+    # Var = tau^2 rho / (rho - 2) (1 - c), c = Gamma(y + 1/2)^2 / (Gamma(y) Gamma(y + 1)), by the
+    # duplication formula; the paper's power of two overflows near rho = 500.
+    y = rho / 2 - 1
+    if y < 50:
+        log_c = 2 * math.lgamma(y + 0.5) - math.lgamma(y) - math.lgamma(y + 1)
+    else:  # Stirling's series; the gamma functions would cancel.
+        log_c = -1 / (4 * y) + 1 / (96 * y**3) - 1 / (320 * y**5)
+    return -rho / (rho - 2) * math.expm1(log_c) / sigma**2
 
 
 def adaptive_variance_first_order(rho: float, sigma: float = 1.0) -> float:
@@ -186,7 +190,7 @@ def adaptive_variance_first_order(rho: float, sigma: float = 1.0) -> float:
         0.833
 
     Source:
-        Liu et al. 2019, equation 6.
+        Liu et al. 2019, section 4.2, equation 4.
     """
     _check_window(rho, sigma)
     return rho / (2 * (rho - 2) * (rho - 4)) / sigma**2
