@@ -234,7 +234,7 @@ class RAdam(Optimizer):
         """Update parameters that are alike in type, device, dtype and step."""
         param = rows[0][1]
         if type(param) not in _PLAIN:
-            rows = [[_local(tensor) for tensor in row] for row in rows]
+            rows = [_local(row) for row in rows]
         if param.is_complex():
             rows = [[row[0], *map(torch.view_as_real, row[1:])] for row in rows]
         for kernel, chosen in _kernels(rows, group):
@@ -287,9 +287,12 @@ def _complete(state: dict[str, Any], param: Tensor, group: Group) -> None:
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """This process' shard of a DTensor: the update is elementwise, so no rank needs another's."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+def _local(row: Row) -> Row:
+    """This process' shards of DTensors: the update is elementwise, so no rank needs another's."""
+    step, param, grad, *moments = row
+    if hasattr(param, "placements") and grad.placements != param.placements:
+        grad = grad.redistribute(placements=param.placements)
+    return [step] + [t.to_local() if hasattr(t, "to_local") else t for t in (param, grad, *moments)]
 
 
 def _advance(steps: list[Tensor]) -> None:
@@ -303,11 +306,11 @@ def _kernels(rows: list[Row], group: Group) -> list[tuple[str, list[Row]]]:
     device, plain = param.device.type, type(param) in _PLAIN
     if group["fused"] is not False and not group["foreach"] and not group["capturable"]:
         if plain and device in fused_devices():
-            alike = [row for row in rows if _same_layout(row)]
-            if len(alike) == len(rows):
+            odd = [row for row in rows if not _same_layout(row)]
+            if not odd:
                 return [("fused", rows)]
-            others = [("single", [row]) for row in rows if not _same_layout(row)]
-            return [("fused", alike), *others] if alike else others
+            even = [row for row in rows if _same_layout(row)]
+            return [("fused", even)] * bool(even) + [("single", [row]) for row in odd]
         if group["fused"]:
             raise RuntimeError(
                 f"fused=True, but there is no fused kernel for {type(param).__name__} on {device}. "
@@ -323,9 +326,17 @@ def _same_layout(row: Row) -> bool:
 
     On a CPU it does not look: a transposed gradient would update the wrong elements.
     """
-    _, param, grad, exp_avg, exp_avg_sq, *_ = row
+    _, param, grad, exp_avg, exp_avg_sq = row[:5]
+    if (  # True for most, and half as dear as comparing strides.
+        param.is_contiguous()
+        and grad.is_contiguous()
+        and exp_avg.is_contiguous()
+        and exp_avg_sq.is_contiguous()
+        and (len(row) == 5 or row[5].is_contiguous())
+    ):
+        return True
     strides = param.stride()
-    return grad.stride() == strides and exp_avg.stride() == exp_avg_sq.stride() == strides
+    return all(tensor.stride() == strides for tensor in row[2:])
 
 
 def _update_fused(
