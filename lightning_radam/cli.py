@@ -23,7 +23,7 @@ class RAdamCLI(LightningCLI):
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
-        >>> args = ["--radam.lr=0.01", "--trainer.logger=false"]
+        >>> args = ["--radam.lr=0.01", "--trainer.logger=false", "--seed_everything=1"]
         >>> cli = RAdamCLI(BoringModel, run=False, args=args)
         >>> cli.config.radam.lr
         0.01

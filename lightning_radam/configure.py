@@ -61,12 +61,12 @@ def configure_radam(module: LightningModule, config: RAdamConfig | None = None) 
         ...         super().__init__()
         ...         self.layer = torch.nn.Linear(2, 1)
         ...     def configure_optimizers(self):
-        ...         return configure_radam(self, RAdamConfig(lr=3e-4, total_steps=100))
+        ...         return configure_radam(self, RAdamConfig(lr=0.5, total_steps=100))
         >>> configured = Net().configure_optimizers()
         >>> configured["lr_scheduler"]["interval"]
         'step'
         >>> configured["lr_scheduler"]["scheduler"].get_last_lr()  # update 1 of a warm-up of 10
-        [3e-05, 3e-05]
+        [0.05, 0.05]
     """
     config = config or RAdamConfig()
     optimizer = RAdam(

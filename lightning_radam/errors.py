@@ -20,9 +20,12 @@ def one_line_errors() -> Iterator[None]:
     Ctrl-C ends it with exit code 130. Everything else is a defect and keeps its traceback.
 
     Example:
-        >>> with one_line_errors():  # doctest: +SKIP
-        ...     raise InputError("folds=1 must be at least 2")
-        error: folds=1 must be at least 2
+        >>> try:
+        ...     with one_line_errors():  # on stderr: "error: folds=1 must be at least 2"
+        ...         raise InputError("folds=1 must be at least 2")
+        ... except SystemExit as stop:
+        ...     stop.code
+        2
     """
     try:
         yield

@@ -35,7 +35,7 @@ _ANSWERS: dict[str, Any] = {
     "image_size": 32,
     "horizontal_flip": False,
     "folds": _N_FOLDS,
-    "epochs": 10,
+    "epochs": 8,
     "batch_size": 64,
     "lr": 0.004,
 }

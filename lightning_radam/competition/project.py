@@ -13,6 +13,8 @@ from lightning_radam.errors import InputError
 
 __all__ = ["make_project", "questions"]
 
+_YES_AND_NO = {"yes", "no", "true", "false"}
+
 
 def template_root() -> Path:
     """Return the folder of copier.yml: inside an installed wheel, or the root of a checkout."""
@@ -46,6 +48,8 @@ def make_project(folder: Path, answers: dict[str, Any], *, ask: bool = False) ->
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose a new folder, nothing was written")
+    for name, value in answers.items():
+        _check_type(name, value)
     with warnings.catch_warnings():
         # A checkout is copied as it stands, uncommitted changes included.
         warnings.simplefilter("ignore", DirtyLocalWarning)
@@ -62,3 +66,17 @@ def make_project(folder: Path, answers: dict[str, Any], *, ask: bool = False) ->
         except (CopierError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"the project was not made: {reason}") from None
+
+
+def _check_type(name: str, value: object) -> None:
+    """Raise InputError if an answer cannot be read as its question's type; copier names neither."""
+    kind = questions()[name]["type"]
+    number = {"int": int, "float": float}.get(kind)
+    if number is not None:
+        try:
+            number(str(value))
+        except ValueError:
+            what = "a whole number" if number is int else "a number"
+            raise InputError(f"{name}={value} must be {what}") from None
+    if kind == "bool" and str(value).lower() not in _YES_AND_NO:
+        raise InputError(f"{name}={value} must be yes or no")

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
 from lightning_radam.errors import InputError
 
-__all__ = ["experiment_flags", "finish_tracking", "run_flags"]
+__all__ = ["experiment_flags", "finish_tracking", "quiet_console", "run_flags"]
+
+
+def quiet_console(tracking: str) -> None:
+    """Keep the console to what a competitor reads: progress, scores, warnings that matter.
+
+    Hides Lightning's hardware table and advertisements, warnings about what is so on purpose, and,
+    for runs that stay on this machine, W&B's banner. Call it once, before training.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # small images load faster than workers start
+        ".*number of training batches .* is smaller than the logging interval.*",
+        "Experiment logs directory .* exists and is not empty",  # W&B was first to write there
+        ".*treespec, LeafSpec.*",  # Lightning's own use of a name that PyTorch renames
+    ):
+        warnings.filterwarnings("ignore", message)
+    if tracking == "offline":
+        os.environ.setdefault("WANDB_SILENT", "true")
 
 
 def experiment_flags(configs: Path, experiment: str) -> list[str]:

@@ -38,11 +38,17 @@ def check_submission(submission: pd.DataFrame, sample: pd.DataFrame) -> None:
             if ids
         ]
         raise InputError(f"the submission differs from the sample: {'; '.join(parts)}")
-    if ours != theirs:
-        at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    repeated = submission[key][submission[key].duplicated()]
+    if len(repeated):
         raise InputError(
-            f"the submission has {len(ours)} rows, the sample {len(theirs)}; they first differ in "
-            f"row {at + 1}: {ours[at]!r} instead of {theirs[at]!r}"
+            f"the submission has {len(ours)} rows, the sample {len(theirs)}; the id "
+            f"{repeated.iloc[0]!r} comes twice"
+        )
+    if ours != theirs:
+        at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise InputError(
+            "the submission is not in the sample's order; they first differ in row "
+            f"{at + 1}: {ours[at]!r} instead of {theirs[at]!r}"
         )
     empty = submission.columns[submission.isna().any()]
     if len(empty):

@@ -28,7 +28,7 @@ def radam_scalars(optimizer: Optimizer) -> dict[str, float]:
         ...     weight.grad = torch.ones(1)
         ...     optimizer.step()
         >>> {key: round(value, 3) for key, value in radam_scalars(optimizer).items()}
-        {'radam/lr': 0.5, 'radam/rho_t': 5.99, 'radam/rect': 0.026}
+        {'radam/lr': 0.5, 'radam/rho_t': 5.994, 'radam/rect': 0.026}
     """
     group = optimizer.param_groups[0]
     scalars = {"radam/lr": max(float(group["lr"]) for group in optimizer.param_groups)}

@@ -4,7 +4,12 @@ import argparse
 from pathlib import Path
 
 from lightning_radam.competition import blend, predictions
-from lightning_radam.competition.folds import fold_summary, make_folds, read_folds, write_folds
+from lightning_radam.competition.folds import (
+    fold_summary,
+    make_folds,
+    read_folds,
+    write_folds,
+)
 from lightning_radam.competition.submission import write_submission
 from lightning_radam.competition.tables import image_paths, read_table
 from lightning_radam.errors import InputError, one_line_errors

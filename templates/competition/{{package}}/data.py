@@ -5,13 +5,12 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning_radam.competition.folds import read_folds
+from lightning_radam.competition.tables import image_paths, read_table
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-
-from lightning_radam.competition.folds import read_folds
-from lightning_radam.competition.tables import image_paths, read_table
 
 from . import settings
 

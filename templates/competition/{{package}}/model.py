@@ -2,10 +2,9 @@
 
 import lightning as L
 import torch
+from lightning_radam.competition.backbone import create_backbone
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
-
-from lightning_radam.competition.backbone import create_backbone
 
 
 class ImageClassifier(L.LightningModule):

@@ -7,10 +7,14 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-
 from lightning_radam import RAdamCLI
 from lightning_radam.competition.predictions import write_predictions
-from lightning_radam.competition.runs import experiment_flags, finish_tracking, run_flags
+from lightning_radam.competition.runs import (
+    experiment_flags,
+    finish_tracking,
+    quiet_console,
+    run_flags,
+)
 from lightning_radam.errors import InputError
 
 from . import settings
@@ -29,9 +33,10 @@ def train_fold(experiment: str, fold: int, folder: Path, anew: bool, override: l
             f"fold {fold}: {'trained anew' if done.exists() else 'was interrupted, starts again'}"
         )
         shutil.rmtree(folder)
+    quiet_console(settings.TRACKING)
     best = ModelCheckpoint(monitor="val_accuracy", mode="max", filename="best")
     flags = [
-        *experiment_flags(settings.ROOT / "configs", experiment),
+        *experiment_flags(settings.CONFIGS, experiment),
         *run_flags(
             folder,
             tracking=settings.TRACKING,
@@ -66,6 +71,7 @@ def predict_fold(path: Path, ids: Sequence[str]) -> None:
     checkpoint = path.parent / "checkpoints/best.ckpt"
     if not (path.parent / "oof.csv").exists():
         raise InputError(f"{path.parent} is not trained to the end: run the verb `train` first")
+    quiet_console(settings.TRACKING)
     model = ImageClassifier.load_from_checkpoint(checkpoint, weights_only=True, pretrained=False)
     data = ImageData.load_from_checkpoint(checkpoint, weights_only=True)
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False)
