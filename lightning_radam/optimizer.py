@@ -15,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices as
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices as fused_devices
 
 from lightning_radam.rectification import Variant, is_rectified, r_t, rho_inf
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["RAdam"]
 
@@ -289,10 +292,11 @@ def _complete(state: dict[str, Any], param: Tensor, group: Group) -> None:
 
 def _local(row: Row) -> Row:
     """This process' shards of DTensors: the update is elementwise, so no rank needs another's."""
-    step, param, grad, *moments = row
-    if hasattr(param, "placements") and grad.placements != param.placements:
-        grad = grad.redistribute(placements=param.placements)
-    return [step] + [t.to_local() if hasattr(t, "to_local") else t for t in (param, grad, *moments)]
+    if not hasattr(row[1], "to_local"):
+        return row
+    step, param, grad, *moments = (cast("DTensor", tensor) for tensor in row)
+    grad = grad.redistribute(placements=param.placements)
+    return [step, *(tensor.to_local() for tensor in (param, grad, *moments))]
 
 
 def _advance(steps: list[Tensor]) -> None:

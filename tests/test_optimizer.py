@@ -174,5 +174,3 @@ def run_keras(
             eps=epsilon,
             **settings,
         )
-
-

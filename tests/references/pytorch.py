@@ -36,9 +36,7 @@ def trajectory(
         rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
             adaptive = np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
-            r = np.sqrt(
-                (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
-            )
+            r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
             theta = theta - lr * m_hat * r * adaptive
         else:
             theta = theta - lr * m_hat
