@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from references import keras, liu2019, pytorch
 
 from lightning_radam.optimizer import RAdam
 from lightning_radam.schedule import WarmupDecayLR
+from tests.references import keras, liu2019, pytorch
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "keras_radam.json").read_text())["cases"]
 KERNELS = {

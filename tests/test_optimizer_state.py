@@ -423,16 +423,18 @@ BAD = [
 
 
 @pytest.mark.parametrize(("settings", "error", "message"), BAD, ids=lambda x: str(x)[:40])
-@pytest.mark.parametrize("where", ["constructor", "group", "added group"])
-def test_bad_values(settings, error, message, where):
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda settings: RAdam(params(), **settings),
+        lambda settings: RAdam([{"params": params(), **settings}]),
+        lambda settings: RAdam(params()).add_param_group({"params": params(), **settings}),
+    ],
+    ids=["constructor", "group", "added group"],
+)
+def test_bad_values(settings, error, message, give):
     with pytest.raises(error, match=re.escape(message)):
-        if where == "constructor":
-            RAdam(params(), **settings)
-        elif where == "group":
-            RAdam([{"params": params(), **settings}])
-        else:
-            optimizer = RAdam(params())
-            optimizer.add_param_group({"params": params(seed=1), **settings})
+        give(settings)
 
 
 def test_unknown_words():
