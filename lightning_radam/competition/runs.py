@@ -21,7 +21,8 @@ def quiet_console(tracking: str) -> None:
     Hides Lightning's hardware table and advertisements, warnings about what is so on purpose, and,
     for runs that stay on this machine, W&B's banner. Call it once, before training.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # small images load faster than workers start
         ".*number of training batches .* is smaller than the logging interval.*",

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lightning_radam.monitor.incidents import read_incidents
 
@@ -32,6 +33,12 @@ def draw_runs(folders: Mapping[str, Path], path: Path, title: str) -> None:
         path: The picture to write; its ending chooses the format.
         title: Above the picture.
     """
+    figure = _figure(folders, title)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _figure(folders: Mapping[str, Path], title: str) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.2), sharex=True, layout="constrained")
     incidents = 0
     for name, folder in folders.items():
@@ -54,7 +61,7 @@ def draw_runs(folders: Mapping[str, Path], path: Path, title: str) -> None:
     for axis in axes[1]:
         axis.set_xlabel("optimizer step")
     axes[0, 0].legend(frameon=False, fontsize=9)
-    mark = f"{incidents} incidents, each a dotted line" if incidents else "no incidents"
+    count = "1 incident" if incidents == 1 else f"{incidents or 'no'} incidents"
+    mark = f"{count}, each a dotted line" if incidents else count
     figure.suptitle(f"{title} ({mark})", x=0.01, ha="left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

@@ -33,6 +33,7 @@ def train_fold(experiment: str, fold: int, folder: Path, anew: bool, override: l
             f"fold {fold}: {'trained anew' if done.exists() else 'was interrupted, starts again'}"
         )
         shutil.rmtree(folder)
+    print(f"fold {fold}: training", flush=True)
     quiet_console(settings.TRACKING)
     best = ModelCheckpoint(monitor="val_accuracy", mode="max", filename="best")
     flags = [
