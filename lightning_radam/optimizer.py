@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast, get_args, overload
 
 import torch
@@ -158,14 +159,16 @@ class RAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Called by unpickling and by load_state_dict. The groups may come from torch.optim.RAdam or
-        # AdamW, which have no variant, and the steps from where these kept them.
+        # AdamW, which know less, and the steps from where these kept them.
+        before = self.__dict__.get("param_groups") or repeat({})
         super().__setstate__(state)
         self._undecided = []
-        for group in self.param_groups:
+        for group, own in zip(self.param_groups, before, strict=False):
             for name, default in self.defaults.items():
-                group.setdefault(name, default)
+                group.setdefault(name, own.get(name, default))
             for param in group["params"]:
-                if param_state := self.state.get(param):
+                param_state = self.state.get(param, {})
+                if "step" in param_state:
                     param_state["step"] = torch.as_tensor(
                         param_state["step"], dtype=torch.float32, device=_step_device(param, group)
                     )
@@ -251,7 +254,7 @@ class RAdam(Optimizer):
                 scalars = (
                     _device_scalars(steps, group)
                     if group["capturable"]
-                    else _host_scalars(step, group)
+                    else _host_scalars(step, param.device, group)
                 )
                 _update_foreach(*tensors, scalars=scalars, group=group)
 
@@ -355,7 +358,8 @@ def _update_fused(
     found_inf: Tensor | None,
 ) -> None:
     beta1, beta2 = group["betas"]
-    lr, eps, weight_decay = _readable_lr(group), group["eps"], group["weight_decay"]
+    device = params[0].device
+    lr, eps, weight_decay = _lr(group, device), group["eps"], group["weight_decay"]
     if is_rectified(step, beta2, group["variant"]):
         factor = r_t(step, beta2)
         if group["variant"] != "keras":  # The kernel adds eps after bias correction.
@@ -370,7 +374,6 @@ def _update_fused(
         # The kernel multiplies it by the learning rate, which carries the factor.
         weight_decay = weight_decay / factor if factor else 0.0
     # The kernel wants each tensor's step on the device. They share one.
-    device = params[0].device
     device_step = torch.full((), step, dtype=torch.float32, device=device)
     update(
         params,
@@ -386,7 +389,7 @@ def _update_fused(
         weight_decay=weight_decay,
         eps=eps,
         maximize=group["maximize"],
-        found_inf=None if found_inf is None else found_inf.to(device, non_blocking=True),
+        found_inf=None if found_inf is None else _sent(found_inf, device),
     )
 
 
@@ -403,7 +406,7 @@ def _update_foreach(
     beta1, beta2 = group["betas"]
     if group["maximize"]:
         grads = list(torch._foreach_neg(grads))
-    if group["decoupled_weight_decay"]:
+    if group["weight_decay"] and group["decoupled_weight_decay"]:
         torch._foreach_mul_(params, scalars.decay)
     elif group["weight_decay"]:
         grads = list(torch._foreach_add(grads, params, alpha=group["weight_decay"]))
@@ -430,9 +433,9 @@ class _Scalars(NamedTuple):
     momentum: Scalar
 
 
-def _host_scalars(step: int, group: Group) -> _Scalars:
+def _host_scalars(step: int, device: torch.device, group: Group) -> _Scalars:
     beta1, beta2 = group["betas"]
-    lr, eps, variant = _readable_lr(group), group["eps"], group["variant"]
+    lr, eps, variant = _lr(group, device), group["eps"], group["variant"]
     root = math.sqrt(1 - beta2**step)
     step_size = lr / (1 - beta1**step)
     decay = 1 - lr * group["weight_decay"]
@@ -449,7 +452,7 @@ def _device_scalars(steps: Sequence[Tensor], group: Group) -> _Scalars:
     beta1, beta2 = group["betas"]
     eps, variant = group["eps"], group["variant"]
     t = torch.stack(list(steps)).double()
-    lr = torch.as_tensor(group["lr"], dtype=t.dtype, device=t.device).reshape(())
+    lr = _lr(group, t.device) * torch.ones_like(t)
     power = beta2**t
     longest = rho_inf(beta2)
     rho = longest - 2 * t * power / (1 - power)
@@ -464,19 +467,28 @@ def _device_scalars(steps: Sequence[Tensor], group: Group) -> _Scalars:
             for scalar in (
                 torch.where(moves, 1 - lr * group["weight_decay"], 1.0),
                 torch.where(rectified, -step_size * rect * root, 0.0),
-                torch.where(rectified, eps * (root if variant == "keras" else t.new_ones(())), 1.0),
+                torch.where(
+                    rectified, eps * (root if variant == "keras" else torch.ones_like(t)), 1.0
+                ),
                 torch.where(rectified | ~moves, 0.0, -step_size),
             )
         )
     )
 
 
-def _readable_lr(group: Group) -> Any:
-    """The learning rate as a number, or as a scalar tensor where reading it would wait."""
+def _lr(group: Group, device: torch.device) -> Any:
+    """The learning rate as a number, or as a scalar on the device if reading it would wait."""
     lr = group["lr"]
     if not isinstance(lr, Tensor):
         return lr
-    return lr.item() if lr.is_cpu else lr.reshape(())
+    if lr.is_cpu or device.type == "cpu":
+        return lr.item()
+    return _sent(lr.reshape(()), device)
+
+
+def _sent(scalar: Tensor, device: torch.device) -> Tensor:
+    # The fused kernels take float32. On its way to a CPU, a scalar must be waited for.
+    return scalar.to(device, torch.float32, non_blocking=device.type != "cpu")
 
 
 def _sparse_error(param: Tensor, grad: Tensor) -> RuntimeError:

@@ -137,6 +137,15 @@ def test_amsgrad_adds_the_name_of_adam():
     assert all(set(state) == names for state in optimizer.state.values())
 
 
+def test_settings_that_a_foreign_state_lacks_stay_those_of_the_group():
+    first, second = params(), params(seed=1)
+    theirs = torch.optim.AdamW([{"params": first}, {"params": second}], lr=0.5)
+    mine = RAdam([{"params": first, "variant": "keras"}, {"params": second}], variant="liu2019")
+    mine.load_state_dict(theirs.state_dict())
+    assert [group["variant"] for group in mine.param_groups] == ["keras", "liu2019"]
+    assert [group["lr"] for group in mine.param_groups] == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_copies_go_on_alike_and_alone(copier):
     original = params()
