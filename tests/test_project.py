@@ -91,7 +91,7 @@ def test_its_own_tests_pass(tmp_path: Path) -> None:
         ({"lr": "fast"}, "lr=fast must be a number"),
         ({"pretrained": "maybe"}, "pretrained=maybe must be yes or no"),
         ({"train_images": "data/a.png"}, "train_images=data/a.png must contain {id}"),
-        ({"tracking": "mlflow"}, "tracking"),
+        ({"tracking": "mlflow"}, "tracking=mlflow must be one of offline, online, csv"),
         ({"lr": 0}, "lr=0.0 must be above 0"),
     ],
 )

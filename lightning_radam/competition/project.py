@@ -49,7 +49,7 @@ def make_project(folder: Path, answers: dict[str, Any], *, ask: bool = False) ->
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: choose a new folder, nothing was written")
     for name, value in answers.items():
-        _check_type(name, value)
+        _check_answer(name, value)
     with warnings.catch_warnings():
         # A checkout is copied as it stands, uncommitted changes included.
         warnings.simplefilter("ignore", DirtyLocalWarning)
@@ -68,9 +68,12 @@ def make_project(folder: Path, answers: dict[str, Any], *, ask: bool = False) ->
             raise InputError(f"the project was not made: {reason}") from None
 
 
-def _check_type(name: str, value: object) -> None:
-    """Raise InputError if an answer cannot be read as its question's type; copier names neither."""
+def _check_answer(name: str, value: object) -> None:
+    """Raise InputError if an answer is of another type or no choice; copier would not name it."""
     kind = questions()[name]["type"]
+    choices = list(questions()[name].get("choices", {}).values())
+    if choices and value not in choices:
+        raise InputError(f"{name}={value} must be one of {', '.join(choices)}")
     number = {"int": int, "float": float}.get(kind)
     if number is not None:
         try:
