@@ -41,7 +41,8 @@ Row: TypeAlias = list[Tensor]
 Scalar: TypeAlias = Any
 
 # Adam divides by sqrt(v) + eps. Beside an eps of 2^90 the root of any float32 vanishes, and since
-# it is a power of two, (lr * 2^90) * m / 2^90 is lr * m to the last bit: the momentum step.
+# it is a power of two, (lr * 2^90) * m / 2^90 is lr * m to the last bit: the momentum step. (In
+# float32 while lr * m < 2^38; in float64, to the last bit while sqrt(v) < 2^36.)
 _DROWNING = 2.0**90
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -92,7 +93,7 @@ class RAdam(Optimizer):
         found_inf: None, or a float32 tensor of one element. Where it is 1, `step` drops the update:
             parameters, averages and step counts stay as they are. Fused kernels read it on the
             device; the step counts are put right at the next `step` or `state_dict`, once it has
-            arrived on the host, so nobody waits for it.
+            arrived on the host, so nobody waits for it. The other kernels read it at once.
 
     Raises:
         ValueError, TypeError: a setting is out of its range or of another type.
@@ -189,7 +190,7 @@ class RAdam(Optimizer):
         Returns:
             The closure's loss, if there is a closure.
         """
-        self._accelerator_graph_capture_health_check()
+        self._refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -199,6 +200,14 @@ class RAdam(Optimizer):
             for step, rows in self._buckets(group):
                 self._update(rows, step, group)
         return loss
+
+    def _refuse_capture(self) -> None:
+        capturing = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if capturing and not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(
+                "step() is being captured in a CUDA graph, but capturable=False: every replay "
+                "would use the r_t of this step. Set capturable=True."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The state, under the names of torch.optim.RAdam."""
@@ -243,9 +252,9 @@ class RAdam(Optimizer):
             rows = [_local(row) for row in rows]
         if param.is_complex():
             rows = [[row[0], *map(torch.view_as_real, row[1:])] for row in rows]
-        for kernel, chosen in _kernels(rows, group):
+        for fused, chosen in _kernel_calls(rows, group):
             steps, *tensors = map(list, zip(*chosen, strict=True))
-            if kernel == "fused":
+            if fused:
                 _advance(steps)
                 _update_fused(*tensors, step=step, group=group, found_inf=self.found_inf)
                 self._take_back(steps)
@@ -307,25 +316,25 @@ def _advance(steps: list[Tensor]) -> None:
     torch._foreach_add_(steps, torch.ones((), device=steps[0].device), alpha=1)
 
 
-def _kernels(rows: list[Row], group: Group) -> list[tuple[str, list[Row]]]:
-    """Divide the rows into kernel calls: the fastest that is allowed and right."""
-    _, param, *_ = rows[0]
+def _kernel_calls(rows: list[Row], group: Group) -> list[tuple[bool, list[Row]]]:
+    """Divide the rows into calls: whether of a fused kernel, and of which rows."""
+    param = rows[0][1]
     device, plain = param.device.type, type(param) in _PLAIN
     if group["fused"] is not False and not group["foreach"] and not group["capturable"]:
         if plain and device in fused_devices():
             odd = [row for row in rows if not _same_layout(row)]
             if not odd:
-                return [("fused", rows)]
+                return [(True, rows)]
             even = [row for row in rows if _same_layout(row)]
-            return [("fused", even)] * bool(even) + [("single", [row]) for row in odd]
+            return [(True, even)] * bool(even) + [(False, [row]) for row in odd]
         if group["fused"]:
             raise RuntimeError(
                 f"fused=True, but there is no fused kernel for {type(param).__name__} on {device}. "
                 "Leave fused=None: it takes the fastest kernel there is."
             )
     if group["foreach"] or (group["foreach"] is None and plain and device in foreach_devices()):
-        return [("foreach", rows)]
-    return [("single", [row]) for row in rows]
+        return [(False, rows)]
+    return [(False, [row]) for row in rows]
 
 
 def _same_layout(row: Row) -> bool:
@@ -450,7 +459,7 @@ def _host_scalars(step: int, device: torch.device, group: Group) -> _Scalars:
 def _device_scalars(steps: Sequence[Tensor], group: Group) -> _Scalars:
     """`_host_scalars` where the steps cannot be read: both phases are computed, one is selected."""
     beta1, beta2 = group["betas"]
-    eps, variant = group["eps"], group["variant"]
+    variant = group["variant"]
     t = torch.stack(list(steps)).double()
     lr = _lr(group, t.device) * torch.ones_like(t)
     power = beta2**t
@@ -460,20 +469,15 @@ def _device_scalars(steps: Sequence[Tensor], group: Group) -> _Scalars:
     rect = ((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)).sqrt()
     root = (1 - power).sqrt()
     step_size = lr / (1 - beta1**t)
+    eps = group["eps"] * (root if variant == "keras" else torch.ones_like(t))
     moves = rectified if variant == "liu2019" else torch.ones_like(rectified)
-    return _Scalars(
-        *(
-            scalar.unbind()
-            for scalar in (
-                torch.where(moves, 1 - lr * group["weight_decay"], 1.0),
-                torch.where(rectified, -step_size * rect * root, 0.0),
-                torch.where(
-                    rectified, eps * (root if variant == "keras" else torch.ones_like(t)), 1.0
-                ),
-                torch.where(rectified | ~moves, 0.0, -step_size),
-            )
-        )
+    scalars = _Scalars(
+        decay=torch.where(moves, 1 - lr * group["weight_decay"], 1.0),
+        adaptive=torch.where(rectified, -step_size * rect * root, 0.0),
+        eps=torch.where(rectified, eps, 1.0),
+        momentum=torch.where(moves & ~rectified, -step_size, 0.0),
     )
+    return _Scalars(*(scalar.unbind() for scalar in scalars))
 
 
 def _lr(group: Group, device: torch.device) -> Any:

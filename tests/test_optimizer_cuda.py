@@ -124,6 +124,19 @@ def test_captured_in_a_graph(variant, decoupled):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_capturing_without_capturable_is_refused():
+    parameters = params()
+    set_grads(parameters, 0)
+    optimizer = RAdam(parameters)
+    optimizer.step()
+    message = r"capturable=False: .* Set capturable=True\."
+    with (
+        pytest.raises(RuntimeError, match=message),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        optimizer.step()
+
+
 def test_adamw_fused_state_moves_over():
     """AdamW(fused=True) keeps its steps on the device; here they come to the host."""
     parameters = params()
