@@ -466,7 +466,6 @@ def test_demanded_kernels_that_do_not_exist():
         RAdam([param], fused=True).step()
 
 
-@pytest.mark.slow
 def test_compiled_step_is_right():
     mine, theirs = params(), params()
     optimizer = ours(mine)
