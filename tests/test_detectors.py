@@ -18,7 +18,7 @@ def healthy(steps: int, seed: int = 0) -> list[float]:
 def fed(losses: list[float], window: int = 128) -> InstabilityDetector:
     detector = InstabilityDetector(window)
     for loss in losses:
-        assert detector.update(loss) == []
+        assert [e for e in detector.update(loss) if e.severity != "info"] == []
     return detector
 
 
