@@ -49,7 +49,6 @@ _STALLED = 1000  # steps without progress, and a quarter of all: progress slows 
 _LOG_VANISHED = -20.0  # e^-20 is 2e-9, below Adam's eps
 _LOG_COLLAPSE = math.log(1e4)  # fall against the first step
 _COLLAPSED = 8  # steps in a row
-_LOG_ZERO = math.log(1e-20)  # stands for the logarithm of 0
 
 # One unusual loss.
 _OUTLIER_RATE = 5e-4  # share of the steps that are to count as outlier batches
@@ -279,7 +278,7 @@ class InstabilityDetector:
             yield self._event("gradient_explosion", "warning", norm, y.z, message)
 
     def _vanished(self, loss: float, log_norm: float | None) -> Iterator[Event]:
-        if log_norm is None or not math.isfinite(loss):
+        if log_norm is None or not math.isfinite(loss) or not log_norm < math.inf:
             return
         self._collapse.add(loss, log_norm)
         if self._collapse.steps == _COLLAPSED:
@@ -308,7 +307,7 @@ class InstabilityDetector:
             yield self._event("stalled", "info", average.mean, float(average.idle), message)
 
     def _outlier(self, x: _Reading | None) -> Iterator[Event]:
-        if x is not None and self._tail.holds(x.z):
+        if x is not None and not self._alarms["spike"].on and self._tail.holds(x.z):
             message = (
                 f"loss {x.value:.4g} is {x.z:.2g} spreads above its median of {x.median:.4g}: "
                 "an unusual batch?"
@@ -469,9 +468,9 @@ class _Collapse:
         # A model that has learnt its data by heart loses gradient and loss in proportion.
         learnt = 0.0
         if self.first_loss > 0 <= loss < self.first_loss:
-            learnt = _log(self.first_loss) - _log(loss)
+            learnt = math.log(self.first_loss) - _log(loss)
         limit = max(self.first_log_norm - _LOG_COLLAPSE, _LOG_VANISHED)
-        self.steps = self.steps + 1 if log_norm + learnt < limit else 0
+        self.steps = self.steps + 1 if log_norm < limit - learnt else 0
 
 
 @dataclass
@@ -502,8 +501,8 @@ _PARTS = {
 
 
 def _log(value: float) -> float:
-    """Return ln(value), with a floor that stands for 0; not finite for a value that is not."""
-    return math.log(value) if value > 1e-20 else _LOG_ZERO if value <= 1e-20 else value
+    """Return ln(value), which is -inf at 0; NaN and infinity stay what they are."""
+    return math.log(value) if value > 0 else -math.inf if value == 0 else value
 
 
 def _explosion(spread: float) -> float:
