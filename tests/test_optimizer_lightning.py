@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_radam.optimizer import RAdam
+from tests.test_optimizer_distributed import needs_fsdp_on_cpu
 
 BATCHES, EPOCHS = 6, 2
 
@@ -168,6 +169,7 @@ def _sharded(rank: int, folder: Path, port: int) -> None:
         torch.save(full, folder / "sharded.pt")
 
 
+@needs_fsdp_on_cpu
 def test_model_parallel_strategy(tmp_path):
     """Two ranks give the result of one, and their checkpoint goes on on one."""
     with socket.socket() as free:

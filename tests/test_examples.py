@@ -1,0 +1,127 @@
+"""Every example and every configuration runs, on real digits, and learns."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "configs"
+MINIMAL = f"--config={CONFIGS}/minimal.yaml"
+
+
+def run(tmp_path: Path, script: str, *words: str) -> str:
+    """Run an example in an empty folder and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / script), *words],
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_SILENT": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def accuracy(printed: str) -> float:
+    return float(re.findall(r"val(?:idation )?_?accuracy:?\s+(\d\.\d+)", printed)[-1])
+
+
+@pytest.mark.parametrize("script", ["lightning_module.py", "fabric.py"])
+def test_scripts_learn_the_digits(tmp_path: Path, script: str) -> None:
+    assert accuracy(run(tmp_path, script)) > 0.96
+
+
+@pytest.mark.parametrize(
+    ("script", "config", "least"),
+    [("cli.py", "minimal", 0.95), ("vision.py", "vision", 0.85)],
+)
+def test_configurations_learn_the_digits(
+    tmp_path: Path, script: str, config: str, least: float
+) -> None:
+    assert accuracy(run(tmp_path, script, "fit", f"--config={CONFIGS}/{config}.yaml")) > least
+
+
+def test_debug_lies_on_top_of_another_configuration(tmp_path: Path) -> None:
+    run(tmp_path, "cli.py", "fit", MINIMAL, f"--config={CONFIGS}/debug.yaml")
+    (saved,) = tmp_path.rglob("config.yaml")
+    config = yaml.safe_load(saved.read_text())
+    assert (config["radam"]["lr"], config["radam"]["decay"]) == (0.01, "constant")
+    assert config["trainer"]["max_steps"] == 20
+
+
+def test_a_run_of_the_sweep(tmp_path: Path) -> None:
+    """One trial, with the command line that W&B's agent would make of it."""
+    sweep = yaml.safe_load((CONFIGS / "sweep.yaml").read_text())
+    assert sweep["program"] == "examples/cli.py"
+    assert (ROOT / sweep["program"]).is_file()
+    trial = {"radam.lr": 1e-05, "radam.warmup_proportion": 0.05, "radam.betas": "[0.9, 0.99]"}
+    assert trial.keys() == sweep["parameters"].keys()
+    # ${args} becomes --name=value with the value as Python prints it, such as 1e-05.
+    flags = [f"--{name}={value}" for name, value in trial.items()]
+    words = [word.replace("configs/", f"{CONFIGS}/") for word in sweep["command"][3:]]
+    position = words.index("${args}")
+    words[position : position + 1] = flags
+    run(tmp_path, "cli.py", *words, "--trainer.logger.offline=true", "--trainer.max_epochs=1")
+    (saved,) = tmp_path.rglob("config.yaml")
+    radam = yaml.safe_load(saved.read_text())["radam"]
+    assert (radam["lr"], radam["warmup_proportion"], radam["betas"]) == (1e-05, 0.05, [0.9, 0.99])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_choice_in_a_configuration_has_its_comment(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    choices = [line for line in lines if re.match(r"\s*[\w.]+: \S", line)]
+    bare = [line for line in choices if "#" not in line]
+    allowed = ("program:", "method:", "goal:", "distribution:", "max:", "values:")
+    assert [line for line in bare if not line.strip().startswith(allowed)] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_stay_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            ["--optimizer=lightning_radam.RAdam", "--optimizer.lr=0.01"],
+            "",
+        ),
+        (
+            [
+                "--optimizer=lightning_radam.RAdam",
+                "--lr_scheduler=lightning_radam.WarmupDecayLR",
+                "--lr_scheduler.total_steps=23",
+                "--trainer.callbacks+=lightning_radam.InstabilityMonitor",
+            ],
+            "WarmupDecayLR counts optimizer updates, but the trainer would step it once per epoch",
+        ),
+    ],
+    ids=["optimizer", "scheduler and monitor"],
+)
+def test_stock_lightning_cli_takes_our_classes(
+    tmp_path: Path, flags: list[str], expected: str
+) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'examples')!r})\n"
+        "from lightning.pytorch.cli import LightningCLI\n"
+        "from cli import Digits, DigitsData\n"
+        "LightningCLI(Digits, DigitsData, seed_everything_default=0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "fit", "--trainer.max_epochs=1", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stderr
+    assert ("WarmupDecayLR" in done.stderr) == bool(expected)
