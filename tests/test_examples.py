@@ -1,12 +1,14 @@
 """Every example and every configuration runs, on real digits, and learns."""
 
-import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb
 import yaml
 
 from tests.conftest import ROOT
@@ -15,17 +17,18 @@ CONFIGS = ROOT / "configs"
 MINIMAL = f"--config={CONFIGS}/minimal.yaml"
 
 
-def run(tmp_path: Path, script: str, *words: str) -> str:
-    """Run an example in an empty folder and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / script), *words],
-        cwd=tmp_path,
-        env={**os.environ, "WANDB_SILENT": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run an example in this process and return what it printed."""
+
+    def run_script(script: str, *words: str) -> str:
+        path = ROOT / "examples" / script
+        monkeypatch.setattr(sys, "argv", [str(path), *words])
+        monkeypatch.syspath_prepend(path.parent)
+        runpy.run_path(str(path), run_name="__main__")
+        return capfd.readouterr().out
+
+    return run_script
 
 
 def accuracy(printed: str) -> float:
@@ -33,8 +36,8 @@ def accuracy(printed: str) -> float:
 
 
 @pytest.mark.parametrize("script", ["lightning_module.py", "fabric.py"])
-def test_scripts_learn_the_digits(tmp_path: Path, script: str) -> None:
-    assert accuracy(run(tmp_path, script)) > 0.96
+def test_scripts_learn_the_digits(run: Callable[..., str], script: str) -> None:
+    assert accuracy(run(script)) > 0.96
 
 
 @pytest.mark.parametrize(
@@ -42,20 +45,22 @@ def test_scripts_learn_the_digits(tmp_path: Path, script: str) -> None:
     [("cli.py", "minimal", 0.95), ("vision.py", "vision", 0.85)],
 )
 def test_configurations_learn_the_digits(
-    tmp_path: Path, script: str, config: str, least: float
+    run: Callable[..., str], script: str, config: str, least: float
 ) -> None:
-    assert accuracy(run(tmp_path, script, "fit", f"--config={CONFIGS}/{config}.yaml")) > least
+    assert accuracy(run(script, "fit", f"--config={CONFIGS}/{config}.yaml")) > least
 
 
-def test_debug_lies_on_top_of_another_configuration(tmp_path: Path) -> None:
-    run(tmp_path, "cli.py", "fit", MINIMAL, f"--config={CONFIGS}/debug.yaml")
+def test_debug_lies_on_top_of_another_configuration(
+    run: Callable[..., str], tmp_path: Path
+) -> None:
+    run("cli.py", "fit", MINIMAL, f"--config={CONFIGS}/debug.yaml")
     (saved,) = tmp_path.rglob("config.yaml")
     config = yaml.safe_load(saved.read_text())
     assert (config["radam"]["lr"], config["radam"]["decay"]) == (0.01, "constant")
     assert config["trainer"]["max_steps"] == 20
 
 
-def test_a_run_of_the_sweep(tmp_path: Path) -> None:
+def test_a_run_of_the_sweep(run: Callable[..., str], tmp_path: Path) -> None:
     """One trial, with the command line that W&B's agent would make of it."""
     sweep = yaml.safe_load((CONFIGS / "sweep.yaml").read_text())
     assert sweep["program"] == "examples/cli.py"
@@ -67,7 +72,8 @@ def test_a_run_of_the_sweep(tmp_path: Path) -> None:
     words = [word.replace("configs/", f"{CONFIGS}/") for word in sweep["command"][3:]]
     position = words.index("${args}")
     words[position : position + 1] = flags
-    run(tmp_path, "cli.py", *words, "--trainer.logger.offline=true", "--trainer.max_epochs=1")
+    run("cli.py", *words, "--trainer.logger.offline=true", "--trainer.max_epochs=1")
+    wandb.finish()
     (saved,) = tmp_path.rglob("config.yaml")
     radam = yaml.safe_load(saved.read_text())["radam"]
     assert (radam["lr"], radam["warmup_proportion"], radam["betas"]) == (1e-05, 0.05, [0.9, 0.99])

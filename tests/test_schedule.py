@@ -3,6 +3,7 @@
 import copy
 import warnings
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_agrees_with_exact_arithmetic(total_steps: int, warmup: Fraction, step: 
         assert got == pytest.approx(float(exact), rel=1e-12, abs=1e-17)
 
 
-def make(total_steps: int = 8, lrs: tuple[float, ...] = (1.0,), **settings: float) -> WarmupDecayLR:
+def make(total_steps: int = 8, lrs: tuple[float, ...] = (1.0,), **settings: Any) -> WarmupDecayLR:
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs]
     return WarmupDecayLR(torch.optim.SGD(groups, lr=0.1), total_steps, **settings)
 
@@ -135,7 +136,10 @@ def test_a_tensor_lr_keeps_its_identity() -> None:
         ({"total_steps": 0}, "total_steps=0 must be a whole number of optimizer updates, >= 1"),
         ({"total_steps": 2.5}, "total_steps=2.5 must be a whole number"),
         ({"total_steps": True}, "total_steps=True must be a whole number"),
-        ({"warmup_proportion": 500}, r"warmup_proportion=500 must lie in \[0, 1\]: it is a share"),
+        (
+            {"warmup_proportion": 500},
+            r"warmup_proportion=500 must lie in \[0, 1\]: it is a share of total_steps; for a n",
+        ),
         ({"warmup_proportion": -0.1}, "warmup_proportion=-0.1 must lie in"),
         ({"min_lr": -1e-5}, "min_lr=-1e-05 must be a finite learning rate, >= 0"),
         ({"min_lr": float("nan")}, "min_lr=nan must be"),
@@ -144,3 +148,54 @@ def test_a_tensor_lr_keeps_its_identity() -> None:
 def test_bad_values_are_named(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**{"total_steps": 8, **settings})
+
+
+# Other shapes and the other way to say the warm-up -------------------------------------------
+
+SHAPES = {
+    # update:                       1    2    3     4     5     6     7     8
+    "cosine": ({"decay": "cosine"}, [0.5, 1.0, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]),
+    "cosine, floor": ({"decay": "cosine", "min_lr": 0.5}, [0.5, 1, 0.967, 0.875, 0.75, 0.625]),
+    "constant": ({"decay": "constant", "min_lr": 0.5}, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    "warm-up in updates": ({"warmup_steps": 4}, [0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25, 0.0]),
+    "no warm-up": ({"warmup_steps": 0}, [0.875, 0.75, 0.625, 0.5]),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_other_shapes_by_hand(case: str) -> None:
+    settings, expected = SHAPES[case]
+    scheduler = make(8, **{"warmup_proportion": 0.25, **settings})
+    assert advance(scheduler, len(expected)) == pytest.approx(expected, abs=5e-4)
+
+
+def test_a_constant_schedule_is_never_spent() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert advance(make(4, decay="constant"), 8)[-1] == 1.0
+
+
+def test_a_group_whose_peak_lies_below_min_lr_stays_at_its_peak() -> None:
+    scheduler = make(4, lrs=(1.0, 0.1), warmup_proportion=0.0, min_lr=0.2)
+    advance(scheduler, 4)
+    assert scheduler.get_last_lr() == [0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": "cosin"}, "decay='cosin' must be one of 'linear', 'cosine', 'constant'"),
+        ({"warmup_steps": 9}, "warmup_steps=9 must lie between 0 and total_steps=8"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must lie between 0 and total_steps=8"),
+    ],
+)
+def test_bad_shapes_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(8, **settings)
+
+
+def test_the_function_names_its_own_mistakes() -> None:
+    with pytest.raises(ValueError, match="step=0 must be 1 or more: updates are counted from 1"):
+        warmup_decay(0, base_lr=1.0, total_steps=4)
+    with pytest.raises(ValueError, match="decay='exponential' must be one of"):
+        warmup_decay(3, base_lr=1.0, total_steps=4, decay="exponential")
