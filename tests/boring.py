@@ -32,7 +32,7 @@ class Line(LightningModule):
         x, y = batch
         loss = (self.layer(x) - y).square().mean()
         if self.batches in self.poison:
-            loss = loss * 0 + self.poison[self.batches]
+            loss = loss - loss.detach() + self.poison[self.batches]  # the gradient stays
         self.log("train_loss", loss)
         return loss
 

@@ -67,7 +67,7 @@ def test_incidents_are_logged_counted_and_kept(
     assert (first["severity"], first["epoch"]) == ("critical", 0)
     assert (second["kind"], second["step"], second["value"]) == ("spike", 90, 50.0)
     assert caplog.messages == [
-        "step 80: loss is nan",
+        "step 80: loss is nan; update dropped",
         "step 90: loss 50 is 25 times its median of 2",
     ]
     at_events = rows.set_index("step").loc[[80, 90], "stability/incidents"]
