@@ -13,6 +13,11 @@ import yaml
 
 from tests.conftest import ROOT
 
+# Lightning's remarks on what the examples leave at its defaults.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Starting from v1.9.0"),
+    pytest.mark.filterwarnings("ignore:You requested to overfit"),
+]
 CONFIGS = ROOT / "configs"
 MINIMAL = f"--config={CONFIGS}/minimal.yaml"
 
