@@ -26,19 +26,22 @@ Kind = Literal[
 # The baseline of a stream.
 _MIN_HISTORY = 64  # below this, a median and a spread say little
 _OUTLIER_Z = 6.0  # a larger value does not enter the baseline
+_Q97 = 1.881  # the quantile .97 of a normal distribution
 _MAX_REJECTED = 32  # in a row: then the level itself has moved, and the baseline follows
 _LOSS_FLOOR = 0.002  # least spread of the loss, as a share of its median and of its first median
 _LOG_NORM_FLOOR = 0.03  # least spread of ln(gradient norm)
 
-# The sums S and P, which tell a run of bad steps from a single one.
-_CLIP = 4.0  # the most that one step can add
-_ALLOWANCE = 1.0  # taken off at each step, so that noise does not add up
+# The sums, which tell a run of bad steps from a single one; `docs/detectors.md` has what else was
+# tried. One step adds 9 at most, of the 10 that make a warning.
 _WARNING, _CRITICAL = 10.0, 15.0
 _PLATEAU = 8.0
-_LASTING = 24  # steps above 0 from which a risen loss is a plateau and no longer a spike
+_LEAST_Z, _CLIP, _FAR_CLIP = -4.0, 4.0, 6.0
+_ALLOWANCE, _RISE_ALLOWANCE = 1.5, 1.0  # taken off at each step, so that noise does not add up
+_CEILING = 1.25  # times the highest limit: the sums forget an incident soon after its end
+_LASTING = 12  # steps above 0 from which a risen loss is a plateau and no longer a spike
 
 # What one step shows.
-_SPIKE_RATIO, _SPIKE_Z = 2.0, 10.0
+_SPIKE_RATIO, _SPIKE_Z = 2.0, 6.0
 _LOG_EXPLOSION, _EXPLOSION_Z = math.log(10.0), 6.0
 
 # What many steps show.
@@ -130,7 +133,7 @@ class InstabilityDetector:
         self.window = window
         self._step = -1
         self._grace = 0
-        self._loss = _Baseline(window, relative_floor=_LOSS_FLOOR)
+        self._loss = _Baseline(window, relative_floor=_LOSS_FLOOR, skewed=True)
         self._log_norm = _Baseline(window, absolute_floor=_LOG_NORM_FLOOR)
         self._instability = _Sum()
         self._rise = _Sum()
@@ -235,17 +238,20 @@ class InstabilityDetector:
         if self._grace:
             self._instability, self._rise = _Sum(), _Sum()
             return
-        known = [stream.z for stream in (x, y) if stream is not None]
-        if known:
-            self._instability.add(sum(known) / math.sqrt(len(known)), ceiling=2 * _CRITICAL)
         if x is not None:
-            self._rise.add(x.z, ceiling=2 * _PLATEAU)
+            self._rise.add(_clip(x.z, _CLIP) - _RISE_ALLOWANCE, _CEILING * _PLATEAU)
+        if y is not None:
+            z = (x.z + y.z) / math.sqrt(2) if x is not None else y.z
+            self._instability.add(_clip(z, _FAR_CLIP) - _ALLOWANCE, _CEILING * _CRITICAL)
+        elif x is not None:
+            # The loss alone has the heavier tail and is the steadier between its outliers: what
+            # this run has seen before counts less, and the sum counts double.
+            clip = _FAR_CLIP if x.z > self._tail.limit else _CLIP
+            self._instability.add(2 * (_clip(x.z, clip) - _ALLOWANCE), _CEILING * _CRITICAL)
 
     def _plateau(self, x: _Reading | None) -> Iterator[Event]:
         p = self._rise.value if self._rise.steps >= _LASTING else 0.0
         if self._alarms["plateau"].rings(p, _PLATEAU) and x is not None:
-            # The limit of a spike has been passed too, but this is the better word for it.
-            self._alarms["spike"].on = True
             message = (
                 f"loss {x.value:.4g} has been above its median, now {x.median:.4g}, "
                 f"for {self._rise.steps} steps"
@@ -254,7 +260,7 @@ class InstabilityDetector:
 
     def _spike(self, x: _Reading | None, y: _Reading | None) -> Iterator[Event]:
         s = self._instability.value
-        begins = self._alarms["spike"].rings(max(s / _WARNING, self._rise.value / _PLATEAU), 1.0)
+        begins = self._alarms["spike"].rings(s, _WARNING)
         worsens = self._alarms["critical"].rings(s, _CRITICAL)
         severity: Severity = "critical" if worsens else "warning"
         if x is not None and x.z > _SPIKE_Z and x.value > _SPIKE_RATIO * x.median > 0:
@@ -294,7 +300,7 @@ class InstabilityDetector:
             return
         average = self._average
         # One wild step counts as twice the median at most, so that only many move the average.
-        average.add(min(loss, x.median + max(abs(x.median), _SPIKE_Z * x.spread)), x.spread)
+        average.add(min(loss, x.median + max(abs(x.median), 10 * x.spread)), x.spread)
         excess = 0.0 if self._grace else average.excess
         if self._alarms["divergence"].rings(excess, 1.0):
             message = (
@@ -316,24 +322,27 @@ class InstabilityDetector:
 
 
 class _Reading(NamedTuple):
-    """A finite value beside the baseline that it met."""
+    """A finite value, the baseline that it met, and its distance from it."""
 
     value: float
     median: float
     spread: float
-
-    @property
-    def z(self) -> float:
-        return (self.value - self.median) / self.spread
+    z: float
 
 
 class _Baseline:
     """Median and robust spread of the last `window` values that were not outliers."""
 
     def __init__(
-        self, window: int, *, absolute_floor: float = 1e-8, relative_floor: float = 0.0
+        self,
+        window: int,
+        *,
+        absolute_floor: float = 1e-8,
+        relative_floor: float = 0.0,
+        skewed: bool = False,
     ) -> None:
         self._window = window
+        self._skewed = skewed
         self._absolute_floor = absolute_floor
         self._relative_floor = relative_floor
         self._recent: deque[float] = deque()
@@ -350,7 +359,10 @@ class _Baseline:
         """Compare a value with the ones before it, then let it in; None if either is unknown."""
         if value is None or not math.isfinite(value):
             return None
-        reading = _Reading(value, *self.centre_and_spread()) if self.known else None
+        reading = None
+        if self.known:
+            median, spread = self.centre_and_spread()
+            reading = _Reading(value, median, spread, self._distance(value, median, spread))
         if reading is not None and reading.z > _OUTLIER_Z:
             self._rejected.append(value)
             if len(self._rejected) == _MAX_REJECTED:
@@ -363,11 +375,21 @@ class _Baseline:
         """Return the median and the spread, the wider of MAD and upper tail, above the floor."""
         ordered = self._ordered
         median = _quantile(ordered, 0.5)
-        tail = (_quantile(ordered, 0.97) - median) / 1.881  # Q.97 of a normal is 1.881 sigma
+        tail = (_quantile(ordered, 0.97) - median) / _Q97
         # The first median is the unit of the loss: when a model has learnt its data by heart and
         # the loss is near 0, a batch with one hard sample is 1000 times the median, and harmless.
         relative = self._relative_floor * max(abs(median), self._first)
         return median, max(1.4826 * _mad(ordered, median), tail, relative, self._absolute_floor)
+
+    def _distance(self, value: float, median: float, spread: float) -> float:
+        """Return z; for a loss above its median by ratio, so that both agree at the quantile .97.
+
+        A small loss has a long upper tail: with a median of .001 and a spread of .01, .1 is usual.
+        Where the spread is a small part of the median, this is (value - median) / spread.
+        """
+        if self._skewed and value > median > 0:
+            return _Q97 * math.log(value / median) / math.log1p(_Q97 * spread / median)
+        return (value - median) / spread
 
     def _let_in(self, values: list[float]) -> None:
         self._rejected = []
@@ -402,9 +424,8 @@ class _Sum:
     value: float = 0.0
     steps: int = 0
 
-    def add(self, z: float, ceiling: float) -> None:
-        """Add a score; the ceiling makes the sum forget an incident soon after its end."""
-        step = max(-_CLIP, min(_CLIP, z)) - _ALLOWANCE
+    def add(self, step: float, ceiling: float) -> None:
+        """Add a step's score, between 0 and a ceiling."""
         self.value = max(0.0, min(ceiling, self.value + step))
         self.steps = self.steps + 1 if self.value > 0 else 0
 
@@ -503,6 +524,10 @@ _PARTS = {
 def _log(value: float) -> float:
     """Return ln(value), which is -inf at 0; NaN and infinity stay what they are."""
     return math.log(value) if value > 0 else -math.inf if value == 0 else value
+
+
+def _clip(z: float, highest: float) -> float:
+    return max(_LEAST_Z, min(highest, z))
 
 
 def _explosion(spread: float) -> float:
