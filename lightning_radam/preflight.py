@@ -47,16 +47,16 @@ def _length_problem(schedule: WarmupDecayLR, run: float) -> str | None:
         return None
     opening = f"WarmupDecayLR has total_steps={total:,}, but this run has {run:,} optimizer updates"
     remedy = "use total_steps='auto' (configure_radam), or total_steps=" + str(run)
+    if total > run and warmup >= run:
+        return f"{opening}: the warm-up alone takes {warmup:,.0f}, so it would never end; {remedy}"
+    if schedule.decay == "constant":
+        return None
     if total < run:
-        if schedule.decay == "constant":
-            return None
         share = (run - total) / run
         return (
             f"{opening}: the last {share:.0%} of this run would train at "
             f"min_lr={schedule.min_lr:g}; {remedy}"
         )
-    if warmup >= run:
-        return f"{opening}: the warm-up alone takes {warmup:,.0f}, so it would never end; {remedy}"
     peak = max(float(lr) for lr in schedule.base_lrs)
     last = schedule.lr_of(int(run), peak)
     return (

@@ -151,6 +151,7 @@ def test_a_configuration_survives_a_checkpoint_read_safely(tmp_path: Path) -> No
     assert loaded.hparams["radam"] == config
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("stop", [2, 5, 10])  # in the warm-up, after it, at the end
 def test_a_resumed_run_has_the_lrs_of_an_uninterrupted_one(tmp_path: Path, stop: int) -> None:

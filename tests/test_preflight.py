@@ -56,6 +56,7 @@ def test_a_misfit_is_one_warning_with_numbers_and_remedy(case: str) -> None:
         RAdamConfig(),
         RAdamConfig(total_steps=100),
         RAdamConfig(total_steps=20, decay="constant"),  # constant after the warm-up in any case
+        RAdamConfig(total_steps=500, decay="constant"),
     ],
 )
 def test_a_schedule_that_fits_is_silent(config: RAdamConfig) -> None:
