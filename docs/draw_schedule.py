@@ -1,6 +1,6 @@
-"""Draw docs/schedule.png: `python docs/draw_schedule.py`."""
+"""Draw docs/schedule.png: `python docs/draw_schedule.py docs/schedule.png`."""
 
-from pathlib import Path
+import sys
 
 import matplotlib.pyplot as plt
 
@@ -15,7 +15,7 @@ CURVES = {
     "total_steps fixed at a fifth of the run": {"total_steps": STEPS // 5, "min_lr": 0.01},
 }
 
-figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(11, 4), layout="constrained")
 for label, settings in CURVES.items():
     run = {"base_lr": 1.0, "total_steps": STEPS, **settings}
     lrs = [warmup_decay(step, **run) for step in range(1, STEPS + 1)]
@@ -24,5 +24,5 @@ axis.set_xlabel("optimizer update of a run of 1,000")
 axis.set_ylabel("learning rate / peak")
 axis.spines[["top", "right"]].set_visible(False)
 axis.grid(alpha=0.25)
-axis.legend(frameon=False)
-figure.savefig(Path(__file__).with_name("schedule.png"), dpi=110)
+figure.legend(loc="outside right center", frameon=False)
+figure.savefig(sys.argv[1], dpi=110)

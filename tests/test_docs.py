@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import runpy
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,3 +35,11 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_picture_of_the_schedule_can_be_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["draw_schedule.py", str(tmp_path / "schedule.png")])
+    runpy.run_path(str(ROOT / "docs/draw_schedule.py"))
+    assert (tmp_path / "schedule.png").stat().st_size > 10_000
