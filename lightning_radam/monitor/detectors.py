@@ -34,9 +34,9 @@ _LOG_NORM_FLOOR = 0.03  # least spread of ln(gradient norm)
 # The sums, which tell a run of bad steps from a single one; `docs/detectors.md` has what else was
 # tried. One step adds 9 at most, of the 10 that make a warning.
 _WARNING, _CRITICAL = 10.0, 15.0
-_PLATEAU = 8.0
-_LEAST_Z, _CLIP, _FAR_CLIP = -4.0, 4.0, 6.0
-_ALLOWANCE, _RISE_ALLOWANCE = 1.5, 1.0  # taken off at each step, so that noise does not add up
+_PLATEAU = 9.0
+_LEAST_Z, _PLATEAU_CLIP, _CLIP, _FAR_CLIP = -4.0, 3.0, 4.0, 6.0
+_ALLOWANCE, _PLATEAU_ALLOWANCE = 1.5, 0.75  # taken off each step, so that noise does not add up
 _CEILING = 1.25  # times the highest limit: the sums forget an incident soon after its end
 _LASTING = 12  # steps above 0 from which a risen loss is a plateau and no longer a spike
 
@@ -239,7 +239,7 @@ class InstabilityDetector:
             self._instability, self._rise = _Sum(), _Sum()
             return
         if x is not None:
-            self._rise.add(_clip(x.z, _CLIP) - _RISE_ALLOWANCE, _CEILING * _PLATEAU)
+            self._rise.add(_clip(x.z, _PLATEAU_CLIP) - _PLATEAU_ALLOWANCE, _CEILING * _PLATEAU)
         if y is not None:
             z = (x.z + y.z) / math.sqrt(2) if x is not None else y.z
             self._instability.add(_clip(z, _FAR_CLIP) - _ALLOWANCE, _CEILING * _CRITICAL)
@@ -266,6 +266,7 @@ class InstabilityDetector:
         if x is not None and x.z > _SPIKE_Z and x.value > _SPIKE_RATIO * x.median > 0:
             ratio = x.value / x.median
             message = f"loss {x.value:.4g} is {ratio:.2g} times its median of {x.median:.4g}"
+            self._alarms["spike"].on = True  # the sum may follow, and says nothing new
             yield self._event("spike", severity, x.value, x.z, message)
         elif begins or worsens:
             seen = [f"loss {x.value:.4g} (median {x.median:.4g})"] if x else []
