@@ -9,8 +9,8 @@ from torch import nn
 
 from lightning_radam import RAdam
 from lightning_radam.monitor.reactions import (
-    BufferGuard,
     LearningRateCut,
+    RunningStatistics,
     Snapshots,
     UnstableTraining,
     drop_update,
@@ -186,19 +186,21 @@ def test_going_back_is_complete(name: str) -> None:
     assert_same(state(model, optimizer), good)
 
 
-def test_only_buffers_that_are_not_finite_are_mended() -> None:
+def test_running_statistics_forget_a_dropped_batch() -> None:
     model = net()
-    guard = BufferGuard(model)
+    statistics = RunningStatistics(model)
     model(torch.randn(8, 3))
-    guard.keep()
+    statistics.settle(torch.tensor(False))
     kept = copy.deepcopy(model[1].state_dict())
-    model[1].running_mean[2] = math.nan
-    model[1].running_var[1] = math.inf
-    guard.keep()  # takes over nothing that is broken
-    model[1].running_mean[0] = 5.0
-    guard.repair()
-    assert model[1].running_mean.tolist() == [5.0, *kept["running_mean"][1:].tolist()]
-    assert_same(model[1].running_var, kept["running_var"])
+    for bad in (math.nan, 1e30):  # finite, and as harmful
+        model(torch.full((8, 3), bad))
+        statistics.settle(torch.tensor(True))
+        assert_same(model[1].running_mean, kept["running_mean"])
+        assert_same(model[1].running_var, kept["running_var"])
+
+
+def test_a_model_without_running_statistics_has_nothing_to_forget() -> None:
+    RunningStatistics(nn.Linear(1, 1)).settle(torch.tensor(True))
 
 
 def test_the_end_has_a_message_and_an_exit_code() -> None:

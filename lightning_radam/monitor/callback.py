@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from lightning_radam.monitor.detectors import Event, InstabilityDetector
 from lightning_radam.monitor.incidents import IncidentLog, RepeatFolder, sample_ids
 from lightning_radam.monitor.reactions import (
-    BufferGuard,
     LearningRateCut,
     Reaction,
+    RunningStatistics,
     Snapshots,
     UnstableTraining,
     drop_update,
@@ -283,6 +283,7 @@ class InstabilityMonitor(Callback):
         self._run.pending = step, [row, bad.float().reshape(1), *sample]
         if self._drops():
             drop_update(optimizer, params, bad, scaled=scaler is not None)
+            self._run.statistics.settle(bad)
 
     def on_train_batch_end(
         self,
@@ -300,10 +301,6 @@ class InstabilityMonitor(Callback):
         snapshots, step = self._run.snapshots, trainer.global_step
         if snapshots is not None and step >= snapshots.step + self.snapshot_every_n_steps:
             snapshots.take(step)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Catch up, so that running statistics are mended before they are used."""
-        self._read(trainer, wait=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the validation loss with the training loss."""
@@ -417,10 +414,8 @@ class InstabilityMonitor(Callback):
         events = stream.take_in(step, loss, grad_norm, dropped)
         if self._reactions["warning"] == "skip":
             stream.limits[1].fill_(min(stream.detector.grad_norm_limit, _LARGEST))
-        if any(event.kind == "non_finite" for event in events):
-            run.buffers.repair()
-        elif step.due:
-            run.buffers.keep()
+        if not events and not step.due and not step.sampled:
+            return []
         worst = top(dict(zip(stream.names(), layer_norms, strict=True)))
         wishes: list[tuple[Reaction, Event]] = []
         for event in events:
@@ -638,7 +633,7 @@ class _Run:
         self.every = every
         self.queue: SignalQueue[_Step] = SignalQueue(module.device)
         self.loss = StepLoss()
-        self.buffers = BufferGuard(module)
+        self.statistics = RunningStatistics(module)
         self.snapshots: Snapshots | None = None
         self.log_file = IncidentLog(folder / "incidents.jsonl")
         self.repeats = RepeatFolder()

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from lightning_radam.monitor.signals import local
 
 __all__ = [
-    "BufferGuard",
     "LearningRateCut",
     "Reaction",
+    "RunningStatistics",
     "Snapshots",
     "UnstableTraining",
     "drop_update",
@@ -85,6 +85,48 @@ def keep_update(optimizer: Optimizer) -> None:
     """Take `drop_update`'s flag back, for the next step."""
     if getattr(optimizer, "found_inf", None) is not None:
         optimizer.found_inf = None  # type: ignore[attr-defined]
+
+
+class RunningStatistics:
+    """Undo what the batches of a dropped update did to running means and variances.
+
+    A batch with a NaN spoils batch norm's running mean in the forward pass already, where dropping
+    the update comes too late: every later mean is NaN too, and with it every validation.
+
+    Args:
+        module: Its buffers `running_mean` and `running_var` are looked after.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(1)
+        >>> statistics = RunningStatistics(norm)
+        >>> _ = norm(torch.tensor([[1.0], [torch.nan]]))
+        >>> statistics.settle(torch.tensor(True))
+        >>> norm.running_mean
+        tensor([0.])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        found = [
+            local(buffer)
+            for name, buffer in module.named_buffers()
+            if name.rpartition(".")[2] in ("running_mean", "running_var")
+        ]
+        self._buffers = [buffer for buffer in found if buffer.device == found[0].device]
+        self._sizes = [len(buffer) for buffer in self._buffers]
+        self._kept = self._read()
+
+    @torch.no_grad()
+    def settle(self, bad: Tensor) -> None:
+        """Go back to the last step's values where `bad` is True, and else keep these."""
+        now = self._read()
+        if bad.device.type == "cpu" and not bad:
+            self._kept = now
+        elif self._buffers:
+            self._kept = torch.where(bad, self._kept, now)
+            torch._foreach_copy_(self._buffers, list(self._kept.split(self._sizes)))
+
+    def _read(self) -> Tensor:
+        return torch.cat(self._buffers) if self._buffers else torch.empty(0)
 
 
 # Lowering the learning rate -------------------------------------------------------------------
@@ -247,49 +289,3 @@ def _to_host(tensor: Tensor) -> Tensor:
         return tensor.to("cpu", copy=True)
     host = torch.empty_like(tensor, device="cpu", pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
-
-
-class BufferGuard:
-    """Keep running statistics finite.
-
-    A batch with a NaN spoils batch norm's running mean in the forward pass already, where no
-    dropped update helps: every later mean is NaN too, and with it every validation.
-
-    Args:
-        module: Its floating-point buffers are guarded.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(1)
-        >>> guard = BufferGuard(norm)
-        >>> _ = norm(torch.tensor([[1.0], [torch.nan]]))
-        >>> guard.repair()
-        >>> norm.running_mean
-        tensor([0.])
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._kept: dict[str, Tensor] = {}
-        self.keep()
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        """Remember the buffers' finite values."""
-        for name, buffer in self._buffers():
-            if name in self._kept:
-                kept = self._kept[name]
-                kept.copy_(torch.where(torch.isfinite(buffer), buffer, kept))
-            else:
-                self._kept[name] = buffer.clone()
-
-    @torch.no_grad()
-    def repair(self) -> None:
-        """Replace non-finite values by the ones last kept."""
-        for name, buffer in self._buffers():
-            if name in self._kept:
-                buffer.copy_(torch.where(torch.isfinite(buffer), buffer, self._kept[name]))
-
-    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
-        for name, buffer in self._module.named_buffers():
-            if buffer.is_floating_point():
-                yield name, local(buffer)
