@@ -33,10 +33,12 @@ _LOG_NORM_FLOOR = 0.03  # least spread of ln(gradient norm)
 
 # The sums, which tell a run of bad steps from a single one; `docs/detectors.md` has what else was
 # tried. One step adds 9 at most, of the 10 that make a warning.
-_WARNING, _CRITICAL = 10.0, 15.0
+_WARNING, _CRITICAL = 10.0, 20.0
 _PLATEAU = 9.0
 _LEAST_Z, _PLATEAU_CLIP, _CLIP, _FAR_CLIP = -4.0, 3.0, 4.0, 6.0
 _ALLOWANCE, _PLATEAU_ALLOWANCE = 1.5, 0.75  # taken off each step, so that noise does not add up
+_WEIGHT, _WEIGHT_ALONE = 1.6, 2.0  # of a step in S, with and without a gradient norm
+_PERSISTENCE = 0.25  # autocorrelation of z of the gradient norm in a healthy run
 _CEILING = 1.25  # times the highest limit: the sums forget an incident soon after its end
 _LASTING = 12  # steps above 0 from which a risen loss is a plateau and no longer a spike
 
@@ -86,25 +88,30 @@ class InstabilityDetector:
 
     Each stream, x = loss and y = ln(gradient norm), is compared with its own last `window` values:
     z = (value - m) / s, with their median m and spread
-    s = max(1.4826 MAD, (Q.97 - m) / 1.881, a floor). Only finite values with z <= 6 enter this
-    baseline, or 32 in a row that did not: trouble cannot hide trouble. Two sums tell a run of bad
-    steps from a single one; `clip` is to -4..4, z is (zx + zy) / sqrt 2, or the one that is known:
+    s = max(1.4826 MAD, (Q.97 - m) / 1.881, a floor); a loss above its median is compared by ratio.
+    Only finite values with z <= 6 enter this baseline, or 32 in a row that did not: trouble cannot
+    hide trouble. Two sums tell a run of bad steps from a single one:
 
-        S = max(0, S + clip(z) - 1)        P = max(0, P + clip(zx) - 1)
+        S = max(0, S + w (clip(z) - 1.5))        P = max(0, P + clip(zx) - 0.75)
+
+    with z = (zx + zy') / sqrt 2 and w = 1.6, zy' being what is new in zy; without a norm z = zx and
+    w = 2. `clip` is to -4..3 in P, to -4..6 in S, or to -4..4 for a loss alone such as this run has
+    shown before.
 
     | kind | severity | when |
     |---|---|---|
     | `non_finite` | critical | the loss or the gradient norm is NaN or infinite |
-    | `spike` | warning | S > 10, or P > 8, or a loss above twice its median with zx > 10 |
-    | `spike` | critical | S > 15 |
-    | `plateau` | warning | P > 8, and P has been above 0 for 24 steps |
-    | `divergence` | critical | the mean loss of 100 steps is above its best by max(10%, 6 s) |
     | `gradient_explosion` | warning | the gradient norm is above `grad_norm_limit` |
+    | `spike` | warning | S > 10, or a loss above twice its median with zx > 6 |
+    | `spike` | critical | S > 20 |
+    | `plateau` | warning | P > 9, and P has been above 0 for 12 steps |
+    | `divergence` | critical | the mean loss of 100 steps is above its best by max(10%, 6 s) |
     | `gradient_collapse` | warning | the gradient has vanished for 8 steps, the loss has not |
     | `outlier_batch` | info | a single loss as high as 5 of 10000 are |
     | `stalled` | info | that mean has not fallen for 1000 steps and a quarter of all steps |
 
     What one step shows is reported at each such step, what lasts is reported once, when it begins.
+    All but `non_finite` and `gradient_collapse` need 64 steps of history.
 
     Args:
         window: Number of past steps that the baselines remember, >= 64.
@@ -137,6 +144,7 @@ class InstabilityDetector:
         self._log_norm = _Baseline(window, absolute_floor=_LOG_NORM_FLOOR)
         self._instability = _Sum()
         self._rise = _Sum()
+        self._memory = _Memory()
         self._average = _Average()
         self._collapse = _Collapse()
         self._tail = _Tail()
@@ -144,7 +152,7 @@ class InstabilityDetector:
 
     @property
     def score(self) -> float:
-        """The instability S after the last step, >= 0: above 10 is a warning, above 15 critical."""
+        """The instability S after the last step, 0 to 25: a warning above 10, critical above 20."""
         return self._instability.value
 
     @property
@@ -193,9 +201,9 @@ class InstabilityDetector:
         events = [
             *self._non_finite("loss", loss),
             *self._non_finite("gradient norm", grad_norm),
-            *self._plateau(x),
-            *self._spike(x, y),
             *self._explosion(y),
+            *self._spike(x, y),
+            *self._plateau(x),
             *self._vanished(loss, log_norm),
             *self._averaged(loss, x),
         ]
@@ -241,20 +249,23 @@ class InstabilityDetector:
         if x is not None:
             self._rise.add(_clip(x.z, _PLATEAU_CLIP) - _PLATEAU_ALLOWANCE, _CEILING * _PLATEAU)
         if y is not None:
-            z = (x.z + y.z) / math.sqrt(2) if x is not None else y.z
-            self._instability.add(_clip(z, _FAR_CLIP) - _ALLOWANCE, _CEILING * _CRITICAL)
+            fresh = self._memory.fresh(y.z)
+            z = (x.z + fresh) / math.sqrt(2) if x is not None else fresh
+            step = _WEIGHT * (_clip(z, _FAR_CLIP) - _ALLOWANCE)
         elif x is not None:
-            # The loss alone has the heavier tail and is the steadier between its outliers: what
-            # this run has seen before counts less, and the sum counts double.
+            # A loss has far outliers that are data: what this run has seen before counts less.
             clip = _FAR_CLIP if x.z > self._tail.limit else _CLIP
-            self._instability.add(2 * (_clip(x.z, clip) - _ALLOWANCE), _CEILING * _CRITICAL)
+            step = _WEIGHT_ALONE * (_clip(x.z, clip) - _ALLOWANCE)
+        else:
+            return
+        self._instability.add(step, _CEILING * _CRITICAL)
 
     def _plateau(self, x: _Reading | None) -> Iterator[Event]:
         p = self._rise.value if self._rise.steps >= _LASTING else 0.0
         if self._alarms["plateau"].rings(p, _PLATEAU) and x is not None:
             message = (
-                f"loss {x.value:.4g} has been above its median, now {x.median:.4g}, "
-                f"for {self._rise.steps} steps"
+                f"loss {x.value:.4g} stays above its median, for {self._rise.steps} steps now; "
+                f"the median is {x.median:.4g}"
             )
             yield self._event("plateau", "warning", x.value, p, message)
 
@@ -274,7 +285,8 @@ class InstabilityDetector:
                 norm, usual = math.exp(y.value), math.exp(y.median)
                 seen.append(f"gradient norm {norm:.4g} (median {usual:.4g})")
             message = f"instability {s:.3g}: {', '.join(seen)}"
-            yield self._event("spike", severity, x.value if x else math.nan, s, message)
+            value = x.value if x else norm
+            yield self._event("spike", severity, value, s, message)
 
     def _explosion(self, y: _Reading | None) -> Iterator[Event]:
         if y is not None and y.value - y.median > _explosion(y.spread):
@@ -285,7 +297,7 @@ class InstabilityDetector:
             yield self._event("gradient_explosion", "warning", norm, y.z, message)
 
     def _vanished(self, loss: float, log_norm: float | None) -> Iterator[Event]:
-        if log_norm is None or not math.isfinite(loss) or not log_norm < math.inf:
+        if log_norm is None or not (log_norm < math.inf and math.isfinite(loss)):
             return
         self._collapse.add(loss, log_norm)
         if self._collapse.steps == _COLLAPSED:
@@ -432,6 +444,19 @@ class _Sum:
 
 
 @dataclass
+class _Memory:
+    """What the last step says about z of the gradient norm, whose noise lasts for some steps."""
+
+    last: float = 0.0
+
+    def fresh(self, z: float) -> float:
+        """Return what is new in z: the innovation of a first-order autoregression, of spread 1."""
+        fresh = (z - _PERSISTENCE * self.last) / math.sqrt(1 - _PERSISTENCE**2)
+        self.last = z
+        return fresh
+
+
+@dataclass
 class _Alarm:
     """Rings once when a limit is passed, and not again before half of it was reached."""
 
@@ -516,6 +541,7 @@ _ALARMS = ("spike", "critical", "plateau", "divergence", "stalled")
 _PARTS = {
     "instability": _Sum,
     "rise": _Sum,
+    "memory": _Memory,
     "average": _Average,
     "collapse": _Collapse,
     "tail": _Tail,
