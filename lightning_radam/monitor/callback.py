@@ -389,7 +389,7 @@ class InstabilityMonitor(Callback):
             self._lr_cut.undo(stream.optimizer)
             keep_update(stream.optimizer)
         for kind in self._run.repeats.kinds():
-            _log.warning("%d more events of the kind %s", self._run.repeats.folded(kind), kind)
+            _log.warning("%d more events not shown: %s", self._run.repeats.folded(kind), kind)
         self._run = None
 
     # What it does with the numbers ------------------------------------------------------------
@@ -462,13 +462,14 @@ class InstabilityMonitor(Callback):
         if not trainer.is_global_zero:
             return
         kind = f"{event.severity} {event.kind}"
-        news, missed = run.repeats.is_news(kind, event.step), run.repeats.folded(kind)
+        news = run.repeats.is_news(kind, event.step)
         incident = asdict(event) | facts | step.facts()
         if news:  # five kilobytes, once for a flood
             incident |= step.batch.replay()
         run.log_file.append(incident)
         if not news:
             return
+        missed = run.repeats.folded(kind)
         dropped = "; update dropped" if facts["dropped"] else ""
         repeats = f" ({missed} repeats before it not shown)" if missed else ""
         level = logging.INFO if event.severity == "info" else logging.WARNING
