@@ -514,8 +514,10 @@ class _Collapse:
             self.first_loss, self.first_log_norm = loss, log_norm
         # A model that has learnt its data by heart loses gradient and loss in proportion.
         learnt = 0.0
-        if self.first_loss > 0 <= loss < self.first_loss:
-            learnt = math.log(self.first_loss) - _log(loss)
+        if loss == 0:
+            learnt = math.inf
+        elif 0 < loss < self.first_loss:
+            learnt = math.log(self.first_loss / loss)
         limit = max(self.first_log_norm - _LOG_COLLAPSE, _LOG_VANISHED)
         self.steps = self.steps + 1 if log_norm < limit - learnt else 0
 
