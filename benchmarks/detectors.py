@@ -1,6 +1,6 @@
 """What detectors of instabilities see, miss, and see wrongly: ours beside those of six projects.
 
-    python -m benchmarks.detectors                       # about four minutes on one core
+    python -m benchmarks.detectors                       # about a minute
     python -m benchmarks.detectors --extra runs/         # with traces of one's own runs
     python -m benchmarks.detectors --json detectors.json
 
@@ -84,8 +84,8 @@ class Local:
 class Trouble:
     """How a stretch of a trace is changed, and in which steps of it an alarm is right.
 
-    Every window needs an alarm; none of them asks for one where there is no window. A stretch runs
-    for `steps`, and what a rule says before `counted` is not counted.
+    Each window needs an alarm, and an alarm outside of them is a false one. There are `steps`
+    steps; what a rule says before step `counted` of it does not count.
     """
 
     change: Callable[[int, Step, Local], Step]
@@ -372,18 +372,23 @@ def main() -> None:
     args = parser.parse_args()
 
     paths = sorted([*args.data.glob("gpt_*.csv.gz"), *args.data.glob("llmc_*.csv.gz")])
-    if not paths:
-        parser.error(f"--data={args.data} holds no gpt_*.csv.gz or llmc_*.csv.gz")
+    sources = [args.data / "spike_bloom_176b.csv", args.data / "spike_104b_8738.csv"]
+    if not paths or not all(path.is_file() for path in sources):
+        parser.error(f"--data={args.data} must hold gpt_*.csv.gz or llmc_*.csv.gz, and spike_*.csv")
     extra = sorted(args.extra.glob("*.csv")) if args.extra else []
     healthy = {
         path.name.partition(".csv")[0]: read_trace(path)
         for path in [*paths, *extra]
         if path in paths or path.name.startswith("healthy_")
     }
-    # Two steps before either loss moves; 31250 and on of BLOOM are after a gap in its log.
+    needed = FIRST + LASTING + args.grafts
+    for name, trace in healthy.items():
+        if len(trace) < needed:
+            parser.error(f"{name} has {len(trace)} steps; a healthy trace needs {needed}")
+    # BLOOM's rows from the tenth on come after a gap in its log.
     spikes = {
-        "BLOOM": Spike.of(read_trace(args.data / "spike_bloom_176b.csv")[:9], before=1),
-        "104B": Spike.of(read_trace(args.data / "spike_104b_8738.csv"), before=2),
+        "BLOOM": Spike.of(read_trace(sources[0])[:9], before=1),
+        "104B": Spike.of(read_trace(sources[1]), before=2),
     }
     groups = run(healthy, spikes, args.grafts)
     for name, results in groups.items():

@@ -474,7 +474,7 @@ def test_the_benchmark_says_what_is_missing(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last.endswith(f"--data={tmp_path} holds no gpt_*.csv.gz or llmc_*.csv.gz")
+    assert last.endswith("must hold gpt_*.csv.gz or llmc_*.csv.gz, and spike_*.csv")
 
 
 def test_the_benchmark_takes_traces_of_ones_own(
