@@ -84,8 +84,8 @@ class Local:
 class Trouble:
     """How a stretch of a trace is changed, and in which steps of it an alarm is right.
 
-    Each window needs an alarm, and an alarm outside of them is a false one. There are `steps`
-    steps; what a rule says before step `counted` of it does not count.
+    Each window needs an alarm, and an alarm outside of them is a false one. The stretch lasts for
+    `steps`; what a rule says before step `counted` does not count.
     """
 
     change: Callable[[int, Step, Local], Step]
