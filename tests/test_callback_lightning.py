@@ -86,6 +86,34 @@ def test_it_works_under_either_package(tmp_path: Path, package: str) -> None:
     assert all(param.isfinite().all() for param in net.parameters())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", [RAdam, torch.optim.AdamW, torch.optim.SGD])
+def test_on_a_gpu_no_hook_waits_and_faults_are_dropped(tmp_path: Path, optimizer: Any) -> None:
+    class Strict(InstabilityMonitor):
+        """Any wait between the backward pass and the end of the step is an error."""
+
+        def on_before_optimizer_step(self, *args: Any) -> None:
+            torch.cuda.set_sync_debug_mode("error")
+            super().on_before_optimizer_step(*args)
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            torch.cuda.set_sync_debug_mode("default")
+
+    faults = {3: ("input", math.nan), 30: ("layer", math.inf)}
+    model = Faulty(faults, optimizer=optimizer)
+    monitor = Strict(dirpath=str(tmp_path), on_warning="skip", log_every_n_steps=5)
+    settings: dict[str, Any] = {"accelerator": "gpu", "devices": 1, "max_epochs": 4}
+    try:
+        trainer(callbacks=[monitor], **settings).fit(model, smooth())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert monitor.dropped_updates == 2
+    found = [i for i in read_incidents(tmp_path / "incidents.jsonl") if i["kind"] == "non_finite"]
+    assert {i["step"] for i in found} == {3, 30}
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
 # Ways to optimize -----------------------------------------------------------------------------
 
 
@@ -341,6 +369,7 @@ def test_an_incident_can_be_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert incident["seed"] == "7"
     assert incident["lr"] == pytest.approx(model.lrs[3])
     assert 0 <= incident["rect"] <= 1
+    assert sum(incident["log_grad_histogram"].values()) == pytest.approx(1)
     assert set(incident["top_layers"]) == {"layer.weight", "layer.bias"}
     state = base64.b64decode(incident["rng_state"]["cpu"])
     torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))

@@ -148,8 +148,8 @@ class InstabilityMonitor(Callback):
 
     Example:
         >>> monitor = InstabilityMonitor(on_warning="lower_lr", on_critical="rollback")
-        >>> monitor.state_dict()
-        {'incidents': 0, 'dropped_updates': 0, 'rollbacks': 0, 'lr_scale': 1.0, 'streams': {}}
+        >>> monitor.incidents, monitor.dropped_updates, monitor.rollbacks
+        (0, 0, 0)
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class InstabilityMonitor(Callback):
         loss = self._run.loss.take()
         if loss is None:  # `training_step` returned None
             return
-        index = next(i for i, o in enumerate(trainer.optimizers) if o is optimizer)
+        index = [id(known) for known in trainer.optimizers].index(id(optimizer))
         stream, scaler = self._streams[index], _grad_scaler(trainer)
         params = stream.params()
         row = measure(loss, params, stream.share(params, loss.device))
@@ -317,7 +317,7 @@ class InstabilityMonitor(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Catch up, so that a checkpoint of this epoch holds all of it."""
-        self._read(trainer, wait=True)
+        self._react(trainer, self._read(trainer, wait=True))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the optimizers."""
@@ -341,6 +341,7 @@ class InstabilityMonitor(Callback):
             "dropped_updates": self.dropped_updates,
             "rollbacks": self.rollbacks,
             "lr_scale": self._lr_cut.scale,
+            "validation": self._validation.state_dict(),
             "streams": {index: stream.state_dict() for index, stream in self._streams.items()},
         }
 
@@ -350,6 +351,7 @@ class InstabilityMonitor(Callback):
         self.dropped_updates = state_dict["dropped_updates"]
         self.rollbacks = state_dict["rollbacks"]
         self._lr_cut.scale = state_dict["lr_scale"]
+        self._validation.load_state_dict(state_dict["validation"])
         self._streams = {}
         for index, state in state_dict["streams"].items():
             self._streams[index] = _Stream(self.window)
@@ -416,7 +418,8 @@ class InstabilityMonitor(Callback):
             stream.limits[1].fill_(min(stream.detector.grad_norm_limit, _LARGEST))
         if not events and not step.due and not step.sampled:
             return []
-        worst = top(dict(zip(stream.names(), layer_norms, strict=True)))
+        # Groups may have been added at the end since then.
+        worst = top(dict(zip(stream.names(), layer_norms, strict=False)))
         wishes: list[tuple[Reaction, Event]] = []
         for event in events:
             wish = self._wish(run, event, dropped, stream.drops_in_a_row)
@@ -430,22 +433,27 @@ class InstabilityMonitor(Callback):
             self._report(trainer, run, step, event, facts | {"top_layers": worst})
         instruments = stream.telemetry.read(step.update, sample) if step.sampled else {}
         if events or step.due:
-            metrics = step.scalars | {
-                "stability/loss": loss,
-                "stability/score": stream.detector.score,
-                "stability/incidents": float(self.incidents),
-                "stability/dropped_updates": float(self.dropped_updates),
-                "stability/lr_scale": self._lr_cut.scale,
-            }
+            measured = {"stability/loss": loss} | instruments
+            measured |= {f"layers/grad_norm/{name}": x for name, x in worst.items()}
             if step.has_gradient:
-                metrics["stability/grad_norm"] = grad_norm
-            metrics |= {f"stability/{key}": x for key, x in stream.trend.scalars().items()}
-            metrics |= {f"layers/grad_norm/{name}": x for name, x in worst.items()}
-            metrics |= instruments
-            suffix = f"_{step.stream}" if step.stream else ""
-            for logger in trainer.loggers:
-                logger.log_metrics({k + suffix: x for k, x in metrics.items()}, step=step.number)
+                measured["stability/grad_norm"] = grad_norm
+            self._log_row(trainer, step, stream, measured)
         return wishes
+
+    def _log_row(
+        self, trainer: Trainer, step: _Step, stream: _Stream, measured: dict[str, float]
+    ) -> None:
+        row = step.scalars | measured
+        row |= {f"stability/{key}": x for key, x in stream.trend.scalars().items()}
+        row |= {
+            "stability/score": stream.detector.score,
+            "stability/incidents": float(self.incidents),
+            "stability/dropped_updates": float(self.dropped_updates),
+            "stability/lr_scale": self._lr_cut.scale,
+        }
+        suffix = f"_{step.stream}" if step.stream else ""
+        for logger in trainer.loggers:
+            logger.log_metrics({key + suffix: x for key, x in row.items()}, step=step.number)
 
     def _wish(self, run: _Run, event: Event, dropped: bool, drops_in_a_row: int) -> Reaction:
         """Return the reaction that an event asks for, "log" if none."""
@@ -464,8 +472,9 @@ class InstabilityMonitor(Callback):
         kind = f"{event.severity} {event.kind}"
         news = run.repeats.is_news(kind, event.step)
         incident = asdict(event) | facts | step.facts()
-        if news:  # five kilobytes, once for a flood
-            incident |= step.batch.replay()
+        if news:  # some kilobytes, once for a flood
+            histogram = self._streams[step.stream].telemetry.histogram
+            incident |= step.batch.replay() | {"log_grad_histogram": histogram}
         run.log_file.append(incident)
         if not news:
             return
@@ -502,7 +511,9 @@ class InstabilityMonitor(Callback):
                 good,
             )
         elif "lower_lr" in wanted:
-            _log.warning("learning rate lowered to %.3g of the schedule's", self._lr_cut.cut())
+            scale = self._lr_cut.cut()
+            if self._run.repeats.is_news("lower_lr", trainer.global_step):
+                _log.warning("learning rate lowered to %.3g of the schedule's", scale)
         else:
             return
         # What is still on its way has happened before this reaction, and asks for no other.
