@@ -29,7 +29,7 @@ def run_command(*words: str, cwd: Path | None = None) -> subprocess.CompletedPro
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
 
 

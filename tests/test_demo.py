@@ -1,5 +1,6 @@
 """The main job, run as a user runs it: interrupted in the middle, gone on with, and looked at."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,6 +22,21 @@ from tests.conftest import error_line, history, run_command
 pytestmark = pytest.mark.slow
 
 
+def interrupt_when(process: subprocess.Popen[str], file: Path, gone: Path | None = None) -> str:
+    """Press Ctrl-C once a file is there (and another is gone), and return what was printed."""
+    deadline = time.monotonic() + 900
+    try:
+        while not file.exists() or (gone is not None and gone.exists()):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, f"{file} never came"
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        return process.communicate(timeout=120)[0]
+    finally:  # leave no process behind, whatever went wrong
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo that was stopped by Ctrl-C while it trained its second fold."""
@@ -32,14 +48,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    log = folder / "digits/runs/base/fold1/metrics.csv"
-    deadline = time.monotonic() + 400
-    while not log.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "the second fold never began"
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output = interrupt_when(process, folder / "digits/runs/base/fold1/metrics.csv")
     assert process.returncode != 0
     assert "Traceback" not in output
     assert not (folder / "summary.json").exists()
@@ -148,12 +157,7 @@ def test_a_finished_demo_is_moved_aside(resumed: tuple[Path, str], tmp_path: Pat
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not (folder / "digits/folds.csv").exists() or (folder / "summary.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output = interrupt_when(process, folder / "digits/folds.csv", gone=folder / "summary.json")
     (earlier,) = (folder / "earlier").iterdir()
     assert f"{folder} held an earlier demo, now in {earlier}: a new one starts" in output
     assert (earlier / "summary.json").read_text() == before
