@@ -91,7 +91,7 @@ class InstabilityMonitor(Callback):
     | `radam/handover_jump` | length of the first adaptive update over the one before |
     | `stability/loss` | training loss, averaged over accumulated micro-batches and ranks |
     | `stability/grad_norm` | global gradient norm, unscaled, before clipping |
-    | `stability/score` | the detector's instability: above 10 a warning, above 15 critical |
+    | `stability/score` | the detector's instability: above 10 a warning, above 20 critical |
     | `stability/incidents` | count of warnings and critical events so far |
     | `stability/dropped_updates` | count of updates that did not reach the weights |
     | `stability/lr_scale` | what `lower_lr` multiplies the learning rate by at the moment |
