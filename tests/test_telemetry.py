@@ -146,6 +146,41 @@ def test_a_bad_coordinate_spoils_no_number(bad: float) -> None:
     assert "layers/lag/parameter 0" in row
 
 
+def test_gradients_beyond_float32_spoil_no_number() -> None:
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = RAdam([weight])
+    telemetry = Telemetry(optimizer, {})
+    for step, scale in ((1, 1.0), (2, 3e38)):
+        weight.grad = torch.full((4,), scale)
+        before = telemetry.before()
+        if step == 1:
+            optimizer.step()
+        row = telemetry.read(step, torch.cat([before, telemetry.after()]))
+    assert "stability/lag" not in row
+    assert row["stability/log_grad_median"] == pytest.approx(math.log(3e38), rel=1e-5)
+
+
+def test_an_empty_group_and_complex_parameters_are_no_trouble() -> None:
+    weight = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+    optimizer = torch.optim.AdamW([{"params": []}, {"params": [weight]}])
+    telemetry = Telemetry(optimizer, {weight: "w"})
+    weight.grad = torch.full((4,), 3 + 4j)
+    before = telemetry.before()
+    optimizer.step()
+    row = telemetry.read(1, torch.cat([before, telemetry.after()]))
+    assert row["stability/log_grad_median"] == pytest.approx(math.log(5))
+
+
+def test_the_first_gradients_of_another_model_are_no_reference() -> None:
+    model = net()
+    telemetry = Telemetry(RAdam(model.parameters()), {})
+    telemetry.first = torch.zeros(3)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    row = telemetry.read(1, torch.cat([telemetry.before(), telemetry.after()]))
+    assert row["stability/log_grad_shift"] == 0
+
+
 def test_large_tensors_are_sampled_and_weighted() -> None:
     large, small = torch.randn(300, 400), torch.randn(3)
     sampler = Sampler([large, small])

@@ -263,7 +263,7 @@ class InstabilityMonitor(Callback):
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             # Such an optimizer divides by the scale itself, later.
             row[1:] /= scaler.scale(torch.ones((), device=row.device))
-        bad = ~(row[:2].abs() <= stream.limits).all()  # NaN is not <= anything
+        bad = ~(row[:2].abs() <= stream.limits.to(row.device)).all()  # NaN is not <= anything
         update, due = next_update(optimizer), trainer.global_step % self._run.every == 0
         sampled = trainer.is_global_zero and (due or stream.telemetry.is_due(update))
         step = _Step(

@@ -178,10 +178,14 @@ class Sampler:
             [
                 torch.full(index.shape, torch.nan, device=index.device)
                 if tensor is None or tensor.is_sparse
-                else local(tensor.detach()).take(index).float()
+                else _real(local(tensor.detach()).take(index))
                 for tensor, index in zip(tensors, self._chosen, strict=True)
             ]
         )
+
+
+def _real(values: Tensor) -> Tensor:
+    return (values.abs() if values.is_complex() else values).float()
 
 
 class Telemetry:
@@ -208,12 +212,9 @@ class Telemetry:
 
     def __init__(self, optimizer: Optimizer, names: Mapping[Tensor, str]) -> None:
         self._optimizer = optimizer
-        self._params = [
-            p
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.is_floating_point() and p.device == optimizer.param_groups[0]["params"][0].device
-        ]
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        # Of a model on several devices, what is on the first.
+        self._params = [p for p in params if p.device == params[0].device]
         self._names = [names.get(p, f"parameter {i}") for i, p in enumerate(self._params)]
         self._matrix = torch.tensor([p.ndim > 1 for p in self._params])
         self._sampler = Sampler(self._params)
@@ -261,7 +262,7 @@ class Telemetry:
         if not seen.any():
             return {}
         weight = self._sampler.weight
-        if self.first is None:
+        if self.first is None or len(self.first) != len(logs):  # of another model
             self.first = logs
         both = seen & self.first.isfinite()
         self.histogram = log_histogram(logs[seen], weight[seen])
@@ -280,7 +281,8 @@ class Telemetry:
         eps = max(float(eps), 1e-15)  # its square must not be 0 in float32
         lag = self._by_tensor(gradient.square() / moment.clamp(min=eps**2), seen).sqrt()
         numbers = self._worst("lag", lag)
-        numbers["stability/lag"] = max(numbers.values())
+        if numbers:
+            numbers["stability/lag"] = max(numbers.values())
         if update is not None:
             root = math.sqrt(1 - beta2**update)
             log_psi = math.log(root) - (moment[seen].sqrt() + eps).log()
