@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_radam import RAdam, RAdamConfig, WarmupDecayLR
+from lightning_radam import InstabilityMonitor, RAdam, RAdamConfig, WarmupDecayLR
+from lightning_radam.monitor.incidents import read_incidents
 from lightning_radam.preflight import lightning_callbacks
 from tests.boring import Line, loader, trainer
 
@@ -130,3 +132,12 @@ print("lightning" in sys.modules)
     assert first == "10 5"
     assert re.fullmatch(r"\[.WarmupDecayLR has total_steps=5, .* the last 50% .*\]", second)
     assert third == "False"
+
+
+@pytest.mark.filterwarnings("ignore:WarmupDecayLR has")
+def test_the_monitor_keeps_it_as_an_incident(tmp_path: Path) -> None:
+    monitor = InstabilityMonitor(dirpath=str(tmp_path))
+    config, message = MISFITS["spent"]
+    trainer(callbacks=[monitor]).fit(Line(config), loader(100))
+    (incident,) = read_incidents(tmp_path / "incidents.jsonl")
+    assert incident == {"kind": "schedule", "severity": "warning", "step": 0, "message": message}

@@ -28,6 +28,7 @@ from lightning_radam.monitor.reactions import (
 )
 from lightning_radam.monitor.signals import SignalQueue, StepLoss, measure, owned_share
 from lightning_radam.monitor.telemetry import Telemetry, Trend, next_update, radam_scalars, top
+from lightning_radam.preflight import schedule_problems
 from lightning_radam.tracking.wandb import alert, define_metrics, wandb_runs
 
 __all__ = ["InstabilityMonitor"]
@@ -225,6 +226,10 @@ class InstabilityMonitor(Callback):
             ]
         for run in wandb_runs(trainer.loggers):
             define_metrics(run, (*_KEYS, *_KEYS_AT_TIMES))
+        if trainer.is_global_zero:  # the warning itself comes from the check in every trainer
+            for problem in schedule_problems(trainer):
+                incident = {"kind": "schedule", "severity": "warning", "step": trainer.global_step}
+                self._run.log_file.append(incident | {"message": problem})
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
