@@ -134,7 +134,7 @@ print("lightning" in sys.modules)
     assert third == "False"
 
 
-@pytest.mark.filterwarnings("ignore:WarmupDecayLR has")
+@pytest.mark.filterwarnings("ignore:WarmupDecayLR has", "ignore:the schedule's 21 steps")
 def test_the_monitor_keeps_it_as_an_incident(tmp_path: Path) -> None:
     monitor = InstabilityMonitor(dirpath=str(tmp_path))
     config, message = MISFITS["spent"]
