@@ -100,11 +100,10 @@ def measure(loss: Tensor, params: Sequence[Tensor], share: Tensor | None = None)
         tensor([0.5000, 5.0000, 5.0000])
     """
     gradients = [local(p.grad) for p in params if p.grad is not None]
-    found = iter(torch._foreach_norm(gradients, 2, _norm_dtype(gradients)) if gradients else ())
-    zero = torch.zeros((), device=loss.device)
-    norms = torch.stack(
-        [zero if p.grad is None else next(found).to(loss.device, torch.float32) for p in params]
-    )
+    norms = _norms(gradients, loss.device) if gradients else torch.empty(0, device=loss.device)
+    if len(gradients) < len(params):
+        zero, found = torch.zeros((), device=loss.device), iter(norms.unbind())
+        norms = torch.stack([zero if p.grad is None else next(found) for p in params])
     loss = loss.detach().float().reshape(1)
     if share is not None:
         packed = torch.cat([loss / dist.get_world_size(), norms.square() * share])
@@ -113,10 +112,14 @@ def measure(loss: Tensor, params: Sequence[Tensor], share: Tensor | None = None)
     return torch.cat([loss, torch.linalg.vector_norm(norms).reshape(1), norms])
 
 
-def _norm_dtype(gradients: Sequence[Tensor]) -> torch.dtype | None:
-    """Half precision would overflow at 65504 or keep two digits; float64 must not be narrowed."""
+def _norms(gradients: list[Tensor], device: torch.device) -> Tensor:
+    # Half precision would overflow at 65504 or keep two digits; float64 must not be narrowed.
     dtypes = {gradient.dtype for gradient in gradients}
-    return torch.float32 if dtypes & _HALF and torch.float64 not in dtypes else None
+    dtype = torch.float32 if dtypes & _HALF and torch.float64 not in dtypes else None
+    norms = torch._foreach_norm(gradients, 2, dtype)
+    if device.type == "cpu":  # where reading a number is cheaper than stacking it
+        return torch.tensor([norm.item() for norm in norms], dtype=torch.float32)
+    return torch.stack([norm.to(device, torch.float32) for norm in norms])
 
 
 class _Batch(NamedTuple):
