@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from lightning.pytorch.loggers import Logger, WandbLogger
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -16,11 +14,12 @@ __all__ = ["alert", "define_metrics", "wandb_runs"]
 _TITLE_LENGTH = 63
 
 
-def wandb_runs(loggers: Iterable[Logger]) -> list[Run]:
+def wandb_runs(loggers: Iterable[Any]) -> list[Run]:
     """Return the W&B runs behind a trainer's loggers; none without W&B and on ranks above 0."""
     runs: list[Run] = []
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        # By name: the WandbLogger of pytorch_lightning is another class than that of lightning.
+        if any(base.__name__ == "WandbLogger" for base in type(logger).__mro__):
             import wandb  # only where a WandbLogger has imported it already
 
             run = logger.experiment
