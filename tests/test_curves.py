@@ -16,11 +16,13 @@ ROWS = """step,radam/lr,radam/rect,train_loss,val_loss
 
 
 def runs(folder: Path) -> dict[str, Path]:
-    """Two runs with the same rows, of which the second has an incident."""
+    """Two runs with the same rows, of which the second has an incident, and a remark."""
     for name in ("one", "two"):
         (folder / name).mkdir()
         (folder / name / "metrics.csv").write_text(ROWS)
-    IncidentLog(folder / "two/incidents.jsonl").append({"step": 1})
+    log = IncidentLog(folder / "two/incidents.jsonl")
+    log.append({"step": 1, "severity": "warning"})
+    log.append({"step": 2, "severity": "info"})
     return {name: folder / name for name in ("one", "two")}
 
 

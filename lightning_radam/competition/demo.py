@@ -21,7 +21,7 @@ from lightning_radam.competition.predictions import accuracy, pool, read_predict
 from lightning_radam.competition.project import make_project
 from lightning_radam.competition.tables import read_table
 from lightning_radam.errors import InputError
-from lightning_radam.monitor.incidents import read_incidents
+from lightning_radam.monitor.incidents import read_alarms
 from lightning_radam.tracking.curves import draw_runs
 
 __all__ = ["run_demo", "write_digits"]
@@ -96,7 +96,7 @@ def run_demo(folder: Path, tracking: str) -> dict[str, Any]:
     draw_runs(runs, folder / "curves.png", f"Digits, {_N_FOLDS} folds, RAdam")
     summary = {
         **_scores(project, runs, truth),
-        "incidents": sum(len(read_incidents(run / "incidents.jsonl")) for run in runs.values()),
+        "incidents": sum(len(read_alarms(run / "incidents.jsonl")) for run in runs.values()),
         "seconds": round(time.monotonic() - begun, 1),
         "submission": str(project / "submission.csv"),
         "figure": str(folder / "curves.png"),

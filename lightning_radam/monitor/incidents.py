@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["IncidentLog", "RepeatFolder", "read_incidents", "sample_ids"]
+__all__ = ["IncidentLog", "RepeatFolder", "read_alarms", "read_incidents", "sample_ids"]
 
 _log = logging.getLogger("lightning_radam")
 
@@ -72,6 +72,11 @@ def read_incidents(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             incidents.append(json.loads(line))
     return incidents
+
+
+def read_alarms(path: Path) -> list[dict[str, Any]]:
+    """Return the incidents that count as such: warnings and critical events, not remarks."""
+    return [incident for incident in read_incidents(path) if incident["severity"] != "info"]
 
 
 class RepeatFolder:

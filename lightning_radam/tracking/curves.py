@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lightning_radam.monitor.incidents import read_incidents
+from lightning_radam.monitor.incidents import read_alarms
 
 __all__ = ["draw_runs"]
 
@@ -43,7 +43,7 @@ def _figure(folders: Mapping[str, Path], title: str) -> Figure:
     incidents = 0
     for name, folder in folders.items():
         metrics = pd.read_csv(folder / "metrics.csv")
-        steps = [incident["step"] for incident in read_incidents(folder / "incidents.jsonl")]
+        steps = [alarm["step"] for alarm in read_alarms(folder / "incidents.jsonl")]
         incidents += len(steps)
         for axis, (key, _) in zip(axes.flat, _PANELS, strict=True):
             if key not in metrics:
