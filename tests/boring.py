@@ -22,6 +22,8 @@ class Line(LightningModule):
     ) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(self.layer.weight, 0.5)
+        torch.nn.init.zeros_(self.layer.bias)
         self.config = config
         self.poison = poison or {}
         self.batches = -1

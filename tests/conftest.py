@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,17 @@ def _no_files_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def inspect_run(run: Path) -> list[dict[str, Any]]:
     """Return the records of an offline W&B run, as W&B's own reader sees them."""
     wandb = Path(sys.executable).with_name("wandb")
-    done = subprocess.run(
-        [str(wandb), "leet", "inspect", "--json", str(run)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            [str(wandb), "leet", "inspect", "--json", str(run)], capture_output=True, text=True
+        )
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        # W&B's own process may still be writing; its last word is the exit record.
+        if done.returncode == 0 and any(record["type"] == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline, f"{run} is not complete: {done.stderr}"
+        time.sleep(1)
 
 
 def history(run: Path) -> list[dict[str, Any]]:
