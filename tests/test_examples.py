@@ -84,7 +84,7 @@ def test_a_run_of_the_sweep(run: Callable[..., str], tmp_path: Path) -> None:
     position = words.index("${args}")
     words[position : position + 1] = flags
     run("cli.py", *words, "--trainer.logger.offline=true", "--trainer.max_epochs=1")
-    wandb.finish()
+    wandb.teardown()  # or later tests' processes would write through this one's service
     (saved,) = tmp_path.rglob("config.yaml")
     radam = yaml.safe_load(saved.read_text())["radam"]
     assert (radam["lr"], radam["warmup_proportion"], radam["betas"]) == (1e-05, 0.05, [0.9, 0.99])

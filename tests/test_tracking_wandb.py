@@ -30,7 +30,9 @@ wandb.teardown()
 @pytest.fixture(scope="module")
 def offline_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("offline")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_SILENT": "true"}
+    # Not through the service of this process, which outlives the run.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_SERVICE")}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), "WANDB_SILENT": "true"}
     subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=environment, check=True)
     (run,) = folder.glob("wandb/offline-run-*")
     return run
