@@ -25,19 +25,21 @@ def schedule_problems(trainer: Any) -> list[str]:
     Returns:
         One line for each schedule that does not fit: the numbers, and the remedy.
     """
+    ours = [c for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, WarmupDecayLR)]
+    if not ours:  # most trainers: they are not even asked for their length
+        return []
     run = trainer.estimated_stepping_batches
     automatic = trainer.lightning_module.automatic_optimization
     problems = []
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, WarmupDecayLR):
-            per_update = not automatic or (config.interval == "step" and config.frequency == 1)
-            problem = (
-                _length_problem(config.scheduler, run)
-                if per_update
-                else _interval_problem(config.scheduler, config.interval, config.frequency, run)
-            )
-            if problem:
-                problems.append(problem)
+    for config in ours:
+        per_update = not automatic or (config.interval == "step" and config.frequency == 1)
+        problem = (
+            _length_problem(config.scheduler, run)
+            if per_update
+            else _interval_problem(config.scheduler, config.interval, config.frequency, run)
+        )
+        if problem:
+            problems.append(problem)
     return problems
 
 
@@ -45,8 +47,10 @@ def _length_problem(schedule: WarmupDecayLR, run: float) -> str | None:
     total, warmup = schedule.total_steps, schedule.warmup_steps
     if math.isinf(run) or abs(run - total) < _NEGLIGIBLE * run:
         return None
-    opening = f"WarmupDecayLR has total_steps={total:,}, but this run has {run:,} optimizer updates"
-    remedy = "use total_steps='auto' (configure_radam), or total_steps=" + str(run)
+    opening = (
+        f"WarmupDecayLR has total_steps={total:,}, but this run has {run:,.0f} optimizer updates"
+    )
+    remedy = f"use total_steps='auto' (configure_radam), or total_steps={run:.0f}"
     if total > run and warmup >= run:
         return f"{opening}: the warm-up alone takes {warmup:,.0f}, so it would never end; {remedy}"
     if schedule.decay == "constant":
@@ -67,7 +71,7 @@ def _length_problem(schedule: WarmupDecayLR, run: float) -> str | None:
 
 def _interval_problem(schedule: WarmupDecayLR, interval: str, frequency: int, run: float) -> str:
     every = interval if frequency == 1 else f"{frequency} {interval}s"
-    updates = "" if math.isinf(run) else f" in a run of {run:,} updates"
+    updates = "" if math.isinf(run) else f" in a run of {run:,.0f} updates"
     return (
         f"WarmupDecayLR counts optimizer updates, but the trainer would step it once per {every}"
         f"{updates}, so that it would move at a fraction of its pace; return "

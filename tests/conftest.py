@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Two test processes on two cores: more threads than cores only wait for each other.
+# More threads than the two cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ["WANDB_MODE"] = "offline"

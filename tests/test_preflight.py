@@ -12,7 +12,7 @@ import pytest
 
 from lightning_radam import InstabilityMonitor, RAdam, RAdamConfig, WarmupDecayLR
 from lightning_radam.monitor.incidents import read_incidents
-from lightning_radam.preflight import lightning_callbacks
+from lightning_radam.preflight import lightning_callbacks, schedule_problems
 from tests.boring import Line, loader, trainer
 
 # What a run of 100 updates says of a schedule of another length.
@@ -141,3 +141,10 @@ def test_the_monitor_keeps_it_as_an_incident(tmp_path: Path) -> None:
     trainer(callbacks=[monitor]).fit(Line(config), loader(100))
     (incident,) = read_incidents(tmp_path / "incidents.jsonl")
     assert incident == {"kind": "schedule", "severity": "warning", "step": 0, "message": message}
+
+
+def test_a_trainer_without_our_schedule_is_not_asked_for_its_length() -> None:
+    class Other:
+        lr_scheduler_configs: tuple[()] = ()  # and nothing else that could be asked for
+
+    assert schedule_problems(Other()) == []
